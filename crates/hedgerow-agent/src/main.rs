@@ -1,0 +1,2 @@
+//! Hedgerow.
+fn main() {}
