@@ -1,1 +1,5 @@
 //! Hedgerow.
+
+pub mod tun;
+pub mod tunnel;
+pub mod udp;

@@ -1,0 +1,469 @@
+//! The encrypted tunnel: WireGuard sessions between a TUN device and one UDP port.
+//!
+//! ```text
+//!   TUN ──inner packet──▶ ┌──────┐ ──sealed datagram──▶ UDP
+//!                         │ Core │                           (one thread, one poll loop)
+//!   TUN ◀──inner packet── └──────┘ ◀──sealed datagram── UDP
+//!                          ▲    │
+//!              Command ────┘    └───▶ Report
+//! ```
+//!
+//! [`core::Core`] is the protocol without I/O; [`Tunnel::start`] is the thread that moves the bytes.
+//!
+//! # Invariants
+//!
+//! - An inner packet is sent only to the peer that holds its destination address, and accepted only
+//!   from the peer that holds its source address. Both tables have exact addresses, no prefixes.
+//! - A peer is a device id. Its keys change under it without a packet lost: two slots for its key,
+//!   two for ours.
+//! - Only an authenticated transport message moves a peer's endpoint.
+//! - Nothing is sent in answer to bytes that do not prove knowledge of our public key.
+//! - Every table, queue and buffer has a bound, and says what it drops when full.
+//!
+//! # Not here
+//!
+//! Who may be a peer (`hedgerow-mesh`), what may pass (`crate::nft`), interface addresses and routes
+//! (`crate::link`).
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::statement::X25519Public;
+use hedgerow_model::{Fault, Wall};
+use rustix::fd::OwnedFd;
+use zeroize::Zeroizing;
+
+use crate::tun::TunError;
+use crate::udp::UdpError;
+
+pub mod core;
+mod run;
+mod stats;
+pub mod waiting;
+
+pub use stats::Stats;
+
+/// Commands waiting for the tunnel's thread; [`TunnelHandle::send`] says [`SendError::Full`] beyond.
+pub const COMMANDS_MAX: usize = 4096;
+/// Bytes of one inner packet when the configuration does not say otherwise.
+pub const MTU_DEFAULT: u16 = 1420;
+/// Bytes of one inner packet that can be configured.
+pub const MTU_MAX: u16 = 9000;
+/// First byte of a mesh datagram, or a greater one: not WireGuard's, handed up unread.
+pub const MESH_DATAGRAM_FIRST: u8 = 0x80;
+
+/// An X25519 secret key of this device; wiped from memory when dropped.
+#[derive(Clone)]
+pub struct PrivateKey(Zeroizing<[u8; 32]>);
+
+impl PrivateKey {
+    /// Takes 32 random bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Returns the public half.
+    pub fn public(&self) -> X25519Public {
+        let secret = x25519_dalek::StaticSecret::from(*self.0);
+        X25519Public(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+
+    /// Lends the bytes.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// A pre-shared key mixed into a peer's handshakes; wiped from memory when dropped.
+#[derive(Clone)]
+pub struct PresharedKey(Zeroizing<[u8; 32]>);
+
+impl PresharedKey {
+    /// Takes 32 random bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Lends the bytes.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// Which of two keys that overlap during a rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Slot {
+    /// The newest.
+    Current,
+    /// The one before, still answered.
+    Previous,
+}
+
+/// How to open the tunnel.
+pub struct TunnelConfig {
+    /// Interface name, at most 15 bytes, e.g. `hedgerow0`.
+    pub name: String,
+    /// Our overlay addresses: nothing else is sent from, nothing else is delivered to.
+    pub addresses: OverlayAddresses,
+    /// Longest inner packet in bytes, 1280 to [`MTU_MAX`]. The interface's own MTU is set by
+    /// `crate::link`.
+    pub mtu: u16,
+    /// UDP port of the underlay; 0 takes a free one.
+    pub port: u16,
+    /// Our current key.
+    pub private_key: PrivateKey,
+    /// Whether the interface outlives the process, with its addresses and routes.
+    pub persistent: bool,
+    /// Handshake timestamps are at least this, so that they rise across restarts.
+    pub wall_floor: Wall,
+}
+
+/// What a peer is: its key in one slot, its addresses, where it may be found.
+#[derive(Clone)]
+pub struct PeerConfig {
+    /// Which device.
+    pub device: DeviceId,
+    /// Which of its keys `public_key` is. A new key in [`Slot::Current`] moves the one that was there to
+    /// [`Slot::Previous`].
+    pub slot: Slot,
+    /// Its WireGuard key.
+    pub public_key: X25519Public,
+    /// Its overlay addresses; they replace the ones set before.
+    pub addresses: OverlayAddresses,
+    /// Where to send. Used while no session under `public_key` lives; afterwards only the
+    /// peer's own authenticated packets or [`Command::MovePeer`] change it.
+    pub endpoint: Option<Underlay>,
+    /// Mixed into the handshake under this key; `None` is 32 zeros.
+    pub psk: Option<PresharedKey>,
+    /// Interval at which an idle session is kept open through a NAT; `None` sends nothing when idle.
+    pub keepalive: Option<Duration>,
+}
+
+/// What the tunnel is told.
+pub enum Command {
+    /// Puts our own key into a slot. A new [`Slot::Current`] moves the old one to
+    /// [`Slot::Previous`]; `None` empties [`Slot::Previous`] and is ignored for [`Slot::Current`].
+    SetIdentityKey {
+        /// Which slot.
+        slot: Slot,
+        /// The key.
+        secret: Option<PrivateKey>,
+    },
+    /// Adds or changes a peer. A key or address another device holds is refused and reported.
+    SetPeer(PeerConfig),
+    /// Empties one key slot of a peer; live sessions go on until they end by themselves.
+    ForgetPeerKey {
+        /// Which device.
+        device: DeviceId,
+        /// Which slot.
+        slot: Slot,
+    },
+    /// Moves a peer's endpoint although a session lives.
+    MovePeer {
+        /// Which device.
+        device: DeviceId,
+        /// Where to.
+        endpoint: Underlay,
+    },
+    /// Forgets a peer, its sessions and its waiting packets at once.
+    RemovePeer {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// Starts a handshake with a peer unless a session lives, without waiting for a packet.
+    Connect {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// Sends a mesh datagram (first byte [`MESH_DATAGRAM_FIRST`] or greater).
+    SendDatagram {
+        /// Where to.
+        to: Underlay,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Sends the packets that wait for `dst` to the peer that now holds it.
+    Release {
+        /// The destination that was [`Report::Wanted`].
+        dst: Overlay,
+    },
+    /// Answers the packets that wait for `dst` with "administratively prohibited".
+    RejectQueued {
+        /// The destination that was [`Report::Wanted`].
+        dst: Overlay,
+    },
+    /// Asks for the state of every peer.
+    ListPeers {
+        /// Where the answer goes; dropped when full.
+        reply: SyncSender<Vec<PeerStatus>>,
+    },
+    /// Ends the thread; see [`TunnelHandle::shutdown`].
+    Shutdown,
+}
+
+/// What the tunnel tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A mesh datagram came in. Nothing about it is proven.
+    Datagram {
+        /// From where.
+        from: Underlay,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// A packet waits for a destination no peer holds. Said once until the destination is released,
+    /// rejected, or [`waiting::WANTED_SECONDS_MAX`] seconds are over.
+    Wanted {
+        /// The destination.
+        dst: Overlay,
+    },
+    /// A handshake with a peer is complete, proven by both sides.
+    Established {
+        /// Which device.
+        device: DeviceId,
+        /// Where it is.
+        endpoint: Underlay,
+    },
+    /// A peer's authenticated packet came from somewhere else than before.
+    Roamed {
+        /// Which device.
+        device: DeviceId,
+        /// Where it is now.
+        endpoint: Underlay,
+    },
+    /// No session with the peer is left; the next packet begins a handshake.
+    Idle {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// Handshakes were tried for 90 s without an answer; packets that waited are dropped.
+    Unanswered {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// A peer sent a packet from an address that is not its own, or to one that is not ours.
+    Spoofed {
+        /// Which device.
+        device: DeviceId,
+        /// The inner source.
+        src: Overlay,
+        /// The inner destination.
+        dst: Overlay,
+    },
+    /// A proper handshake under a key no peer has. It gets no answer.
+    HandshakeFromUnknown {
+        /// The key.
+        public_key: X25519Public,
+        /// From where.
+        from: Underlay,
+    },
+    /// A [`Command::SetPeer`] was refused; the peers are as before.
+    PeerRefused {
+        /// Which device.
+        device: DeviceId,
+        /// Why.
+        reason: PeerRefusal,
+    },
+    /// The thread ended; `error` is `None` after [`Command::Shutdown`].
+    Stopped {
+        /// What failed.
+        error: Option<String>,
+    },
+}
+
+/// Why a peer was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerRefusal {
+    /// Two devices cannot share an address.
+    #[error("address {0} belongs to device {1}")]
+    AddressTaken(Overlay, DeviceId),
+    /// Two devices cannot share a key.
+    #[error("the key belongs to device {0}")]
+    KeyTaken(DeviceId),
+    /// A device cannot be its own peer.
+    #[error("the key or an address is our own")]
+    Ourselves,
+    /// The table is full.
+    #[error("{} peers are set", core::PEERS_MAX)]
+    TooMany,
+}
+
+/// One peer's state, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Which device.
+    pub device: DeviceId,
+    /// Where it is.
+    pub endpoint: Option<Underlay>,
+    /// How long ago the session in use was agreed; `None` without a session.
+    pub session_age: Option<Duration>,
+    /// How long ago it last sent anything authentic.
+    pub last_received: Option<Duration>,
+    /// Inner bytes received.
+    pub received_bytes: u64,
+    /// Inner bytes sent.
+    pub sent_bytes: u64,
+    /// Packets waiting for a session.
+    pub waiting_packets: usize,
+}
+
+/// Where reports go. Called on the tunnel's thread: it must return at once.
+///
+/// Implemented by every `FnMut(Report) -> Result<(), Report>`, for instance a `try_send`:
+///
+/// ```ignore
+/// move |report| sender.try_send(report).map_err(|e| e.into_inner())
+/// ```
+///
+/// A report given back is treated by its kind: [`Report::Datagram`], [`Report::Spoofed`] and
+/// [`Report::HandshakeFromUnknown`] are dropped and counted; [`Report::Wanted`] is dropped, and
+/// said again by the next packet for that destination; all others are kept, up to
+/// [`REPORTS_KEPT_MAX`], and offered again in order every 20 ms.
+pub trait Reports: Send + 'static {
+    /// Takes a report, or gives it back when there is no room.
+    ///
+    /// # Errors
+    ///
+    /// The report itself.
+    fn offer(&mut self, report: Report) -> Result<(), Box<Report>>;
+}
+
+impl<F> Reports for F
+where
+    F: FnMut(Report) -> Result<(), Report> + Send + 'static,
+{
+    fn offer(&mut self, report: Report) -> Result<(), Box<Report>> {
+        self(report).map_err(Box::new)
+    }
+}
+
+/// Reports kept for a receiver that is full; the oldest goes first and is counted.
+pub const REPORTS_KEPT_MAX: usize = 4096;
+
+/// Why the tunnel did not start; nothing of it is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The TUN device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// The UDP socket.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// A value out of range.
+    #[error("an MTU of {mtu} is not between 1280 and {MTU_MAX}")]
+    Mtu {
+        /// The value.
+        mtu: u16,
+    },
+    /// The system has no thread, event descriptor or random bytes left.
+    #[error("cannot start the tunnel's thread")]
+    System(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// Returns who is at fault.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Tun(e) => e.fault(),
+            Self::Udp(e) => e.fault(),
+            Self::Mtu { .. } => Fault::Operator,
+            Self::System(_) => Fault::Environment,
+        }
+    }
+}
+
+/// Why a command was not taken; it had no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// [`COMMANDS_MAX`] commands wait: try again later.
+    #[error("{COMMANDS_MAX} commands wait for the tunnel")]
+    Full,
+    /// The thread has ended.
+    #[error("the tunnel has stopped")]
+    Stopped,
+}
+
+/// The tunnel.
+pub struct Tunnel;
+
+impl Tunnel {
+    /// Opens the TUN device and the UDP socket in the caller's network namespace and starts the
+    /// thread that serves them.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] names what could not be opened.
+    pub fn start(config: TunnelConfig, reports: impl Reports) -> Result<TunnelHandle, StartError> {
+        let (sender, receiver) = sync_channel(COMMANDS_MAX);
+        run::start(config, Box::new(reports), sender, receiver)
+    }
+}
+
+/// A running tunnel. Dropping it shuts the tunnel down.
+pub struct TunnelHandle {
+    commands: SyncSender<Command>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+    stats: Arc<stats::Shared>,
+    name: String,
+    port: u16,
+}
+
+impl TunnelHandle {
+    /// Hands a command to the tunnel's thread without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]; the command is dropped.
+    pub fn send(&self, command: Command) -> Result<(), SendError> {
+        self.commands.try_send(command).map_err(|e| match e {
+            TrySendError::Full(_) => SendError::Full,
+            TrySendError::Disconnected(_) => SendError::Stopped,
+        })?;
+        run::wake(&self.wake);
+        Ok(())
+    }
+
+    /// Returns the counters as of the last round of the loop.
+    pub fn stats(&self) -> Stats {
+        self.stats.read()
+    }
+
+    /// Returns the interface's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the UDP port in use.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Ends the thread and waits for it. The interface goes unless it is persistent.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        // A full queue is drained by the thread; a dead thread needs no word.
+        if self.commands.send(Command::Shutdown).is_ok() {
+            run::wake(&self.wake);
+        }
+        if thread.join().is_err() {
+            tracing::error!("the tunnel's thread panicked");
+        }
+    }
+}
+
+impl Drop for TunnelHandle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

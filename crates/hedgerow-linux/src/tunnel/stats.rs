@@ -1,0 +1,89 @@
+//! Counters: plain numbers in the machine, published once per round for readers elsewhere.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// What the tunnel has counted since it started.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        /// The published copy.
+        #[derive(Debug, Default)]
+        pub(super) struct Shared {
+            $($name: AtomicU64,)*
+        }
+
+        impl Shared {
+            pub(super) fn publish(&self, stats: &Stats) {
+                $(self.$name.store(stats.$name, Ordering::Relaxed);)*
+            }
+
+            pub(super) fn read(&self) -> Stats {
+                Stats { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl Stats {
+            /// Visits every counter with its name.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+stats! {
+    /// Inner packets sealed and sent.
+    sent_packets,
+    /// Bytes of them.
+    sent_bytes,
+    /// Inner packets opened and delivered.
+    received_packets,
+    /// Bytes of them.
+    received_bytes,
+    /// Handshakes begun by us, retries included.
+    handshakes_begun,
+    /// Handshakes that gave a session.
+    handshakes_done,
+    /// Handshakes given up after 90 s.
+    handshakes_unanswered,
+    /// Cookie replies sent because handshakes came too fast.
+    cookies_sent,
+    /// Datagrams too short, too long, or of no known type.
+    dropped_malformed,
+    /// Handshake messages whose first mac is not for any of our keys.
+    dropped_bad_mac,
+    /// Handshakes that do not decrypt, or under a key no peer has.
+    dropped_unknown,
+    /// Initiations not newer than the last one.
+    dropped_replayed_handshake,
+    /// Handshakes refused because their source or all together came too fast.
+    dropped_handshake_rate,
+    /// Messages for a session we do not have (any more).
+    dropped_no_session,
+    /// Messages that fail to authenticate.
+    dropped_forged,
+    /// Transport messages seen before, or too old to tell.
+    dropped_replayed,
+    /// Inner packets from an address that is not the peer's, or to one that is not ours.
+    dropped_spoofed,
+    /// What a peer sent inside is no IP packet.
+    dropped_inner_malformed,
+    /// Packets of our own kernel to multicast, or from an address that is not ours.
+    dropped_not_unicast,
+    /// Packets that waited for a session or a peer and were dropped, too many or too long.
+    dropped_waiting,
+    /// Waiting packets answered with "administratively prohibited".
+    rejected,
+    /// Datagrams the kernel did not take: socket full, no route.
+    dropped_send,
+    /// Inner packets the kernel did not take: interface down.
+    dropped_tun,
+    /// Mesh datagrams handed up.
+    mesh_datagrams,
+    /// Reports dropped because the receiver was full.
+    reports_dropped,
+}
