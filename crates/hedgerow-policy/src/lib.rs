@@ -1,1 +1,31 @@
-//! Hedgerow.
+//! What may a device do? The policy language, its meaning, and its compiled form.
+//!
+//! ```text
+//!              ┌─▶ Vec<Diagnostic>
+//!  file ─▶ parse ─▶ Policy ─┬─▶ compile(class) ─▶ Program ─▶ Resolver(own, now) ─▶ Profile, Ruleset
+//!                           └─▶ evaluate(flow) ─▶ Outcome: the meaning, written a second time
+//! ```
+//!
+//! # Invariants
+//!
+//! - Everything is a pure function: the same policy and facts give the same bytes on every machine.
+//! - A policy with any error compiles to nothing.
+//! - An empty selector selects nothing; everything is spelt `any`.
+//! - The evaluator is the reference. It shares no decision with the compiler and the resolver, and a
+//!   property test holds the two together.
+//! - What cannot be known (time, zone) is read the strict way: windows that allow are closed, windows
+//!   that deny are in force.
+//!
+//! # Not here
+//!
+//! Kernel tables (`hedgerow-linux`), signatures (`hedgerow-identity`), revisions and who may change
+//! what (`hedgerow-control`).
+#![forbid(unsafe_code)]
+
+mod facts;
+mod internet;
+mod resolve;
+mod window;
+
+pub use facts::{Facts, World};
+pub use resolve::{LocalEnvironment, Resolver, TooLarge};
