@@ -61,7 +61,7 @@ fn map(d: &mut Decoder<'_>, depth: u32) -> Result<(), &'static str> {
         } else {
             Key::Number(
                 d.u64()
-                    .map_err(|_| "a key is neither a number nor a text")?,
+                    .map_err(|_e| "a key is neither a number nor a text")?,
             )
         };
         if last.is_some_and(|last| last.compare(&key) != Some(Ordering::Less)) {

@@ -34,6 +34,8 @@ pub mod error;
 pub mod frame;
 pub mod message;
 mod outbox;
+#[cfg(test)]
+mod tests;
 
 pub use agent::AgentSession;
 pub use backoff::Backoff;
