@@ -1,2 +1,98 @@
-//! Hedgerow.
-fn main() {}
+//! The lab: a small plant in network namespaces, with real programs, on the real kernel.
+//!
+//! ```text
+//!   hedgerow-lab demo ──▶ plant (namespaces, programs) ──▶ acts ──▶ matrix, programs, attacks
+//!                              └─ per device: supervise ──▶ hedgerow-agent
+//! ```
+//!
+//! The lab believes nothing that Hedgerow says of itself: what it counts are connections of programs
+//! that we did not write, and packets as the kernel of the other end saw them.
+//!
+//! Not here: anything that runs on a customer's machine.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod demo;
+mod lab;
+mod matrix;
+mod plant;
+mod probe;
+mod process;
+mod programs;
+mod screen;
+mod witness;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::screen::{Format, Screen};
+
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about = "Runs Hedgerow in a small plant made of network namespaces"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows the plant in nine acts; needs root.
+    Demo {
+        /// Ends after the last act; the exit code is 0 only if every expectation held.
+        #[arg(long)]
+        once: bool,
+        /// Writes one JSON object per act.
+        #[arg(long)]
+        json: bool,
+        /// Ends after this act.
+        #[arg(long, default_value_t = 9, hide = true)]
+        until: u8,
+    },
+    /// Removes what a killed lab left.
+    Clean,
+    /// Tries connections: one end of a probe.
+    #[command(hide = true)]
+    Probe,
+    /// Answers connections: the other end of a probe.
+    #[command(hide = true)]
+    Respond {
+        /// TCP ports.
+        #[arg(long)]
+        tcp: Vec<u16>,
+        /// UDP ports.
+        #[arg(long)]
+        udp: Vec<u16>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Demo { once, json, until } => {
+            let format = if json { Format::Json } else { Format::People };
+            demo::run(Screen::new(format), demo::Options { once, until })
+        }
+        Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),
+        Command::Probe => probe::probe().map(|()| true),
+        Command::Respond { tcp, udp } => probe::respond(&tcp, &udp).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(4)
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the last words of a program that people start"
+)]
+fn complain(error: &anyhow::Error) {
+    eprintln!("hedgerow-lab: {error:#}");
+}
