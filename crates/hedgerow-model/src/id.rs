@@ -186,6 +186,10 @@ name!(
     DeviceName, "device name", dns_label
 );
 name!(
+    /// An operator's name, unique in its trust domain; a DNS label.
+    OperatorName, "operator name", dns_label
+);
+name!(
     /// A label's key, e.g. `role`. The keys `name`, `site`, `id`, `segment` and `state` are built in
     /// and cannot be assigned.
     LabelKey, "label key", dns_label
