@@ -1,2 +1,129 @@
-//! Hedgerow.
-fn main() {}
+//! Automation of this workspace: `cargo xtask demo`, `test`, `tidy`, `ci`.
+//!
+//! Not here: anything that a customer runs.
+#![forbid(unsafe_code)]
+
+mod packages;
+mod step;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+
+use crate::step::{Steps, say};
+
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", about = "Builds, shows and tests Hedgerow")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows Hedgerow segmenting a small plant on this machine.
+    Demo {
+        /// Plays all acts and ends; the exit code is 0 only if every expectation held.
+        #[arg(long)]
+        once: bool,
+        /// Writes one JSON object per act on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Runs every test, the lab on the real kernel included.
+    Test,
+    /// The same as `test`: there is no check that exists only in CI.
+    Ci,
+    /// Checks what neither the compiler nor clippy checks.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Demo { once, json } => demo(once, json),
+        Command::Test | Command::Ci => test(),
+        Command::Tidy => tidy(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("\nxtask: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(once: bool, json: bool) -> Result<()> {
+    let mut steps = Steps::new(3);
+    steps.run("Debian packages", || packages::install(packages::DEMO))?;
+    steps.run("build", || step::cargo(&["build", "--workspace", "--bins"]))?;
+    let lab = target()?
+        .join("debug/hedgerow-lab")
+        .to_string_lossy()
+        .into_owned();
+    let mut words = vec![lab.as_str(), "demo"];
+    words.extend(once.then_some("--once"));
+    words.extend(json.then_some("--json"));
+    steps.run("demonstration", || step::program(&words))
+}
+
+fn test() -> Result<()> {
+    let mut steps = Steps::new(7);
+    steps.run("format", || step::cargo(&["fmt", "--all", "--check"]))?;
+    steps.run("tidy", tidy)?;
+    steps.run("Debian packages", || packages::install(packages::TEST))?;
+    steps.run("clippy", || {
+        step::cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ])
+    })?;
+    steps.run("documentation", || {
+        step::cargo_denying_doc_warnings(&[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
+    })?;
+    steps.run("build", || step::cargo(&["build", "--workspace", "--bins"]))?;
+    steps.run("tests, the lab last", || {
+        step::cargo(&["test", "--workspace", "--no-fail-fast"])
+    })
+}
+
+fn tidy() -> Result<()> {
+    let found = tidy::check(&root())?;
+    for finding in &found {
+        say(finding);
+    }
+    match found.len() {
+        0 => Ok(()),
+        n => bail!("{n} findings"),
+    }
+}
+
+/// Returns the workspace's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+        .to_owned()
+}
+
+/// Returns the folder that cargo builds into.
+fn target() -> Result<PathBuf> {
+    let text = step::output(&["cargo", "metadata", "--format-version=1", "--no-deps"])?;
+    let metadata: serde_json::Value = serde_json::from_str(&text)?;
+    let directory = metadata.get("target_directory").and_then(|v| v.as_str());
+    Ok(directory
+        .context("cargo metadata names no target directory")?
+        .into())
+}

@@ -1,0 +1,139 @@
+//! Steps with progress, and the programs that they run.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::root;
+
+/// Says something to the person who waits. Standard output belongs to the programs we start.
+#[expect(
+    clippy::print_stderr,
+    reason = "progress of a program that people start"
+)]
+pub(crate) fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Numbered steps.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    done: u32,
+    all: u32,
+}
+
+impl Steps {
+    /// Makes a sequence of `all` steps.
+    pub(crate) fn new(all: u32) -> Self {
+        Self { done: 0, all }
+    }
+
+    /// Runs the next step.
+    ///
+    /// # Errors
+    ///
+    /// The step's own, with its name.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "people want to know how long a step took"
+    )]
+    pub(crate) fn run(&mut self, name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.done += 1;
+        let head = format!("[{}/{}] {name}", self.done, self.all);
+        say(&format!("==> {head}"));
+        let start = Instant::now();
+        step().with_context(|| format!("{head} failed"))?;
+        say(&format!(
+            "    {head}: done in {} s",
+            start.elapsed().as_secs()
+        ));
+        Ok(())
+    }
+}
+
+/// Makes a command that runs in the workspace's folder.
+///
+/// # Errors
+///
+/// When there are no words.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "automation is about starting programs"
+)]
+pub(crate) fn command(argv: &[&str]) -> Result<Command> {
+    let (program, arguments) = argv.split_first().context("an empty command line")?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(root())
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Runs a program in the open.
+///
+/// # Errors
+///
+/// When it cannot be started or fails.
+pub(crate) fn program(argv: &[&str]) -> Result<()> {
+    finish(command(argv)?, argv)
+}
+
+/// Runs cargo in the open.
+///
+/// # Errors
+///
+/// When it fails.
+pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
+    program(&cargo_words(arguments))
+}
+
+/// Runs cargo with warnings of the documentation as errors.
+///
+/// # Errors
+///
+/// When it fails.
+pub(crate) fn cargo_denying_doc_warnings(arguments: &[&str]) -> Result<()> {
+    let words = cargo_words(arguments);
+    let mut command = command(&words)?;
+    command.env("RUSTDOCFLAGS", "--deny warnings");
+    finish(command, &words)
+}
+
+fn cargo_words<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    [option_env!("CARGO").unwrap_or("cargo")]
+        .into_iter()
+        .chain(arguments.iter().copied())
+        .collect()
+}
+
+fn finish(mut command: Command, argv: &[&str]) -> Result<()> {
+    let shown = argv.join(" ");
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {shown}"))?;
+    if !status.success() {
+        bail!("`{shown}` ended with {status}");
+    }
+    Ok(())
+}
+
+/// Runs a program and returns its standard output.
+///
+/// # Errors
+///
+/// When it cannot be started or fails: with what it said on standard error.
+pub(crate) fn output(argv: &[&str]) -> Result<String> {
+    let shown = argv.join(" ");
+    let output = command(argv)?
+        .output()
+        .with_context(|| format!("cannot start {shown}"))?;
+    if !output.status.success() {
+        bail!(
+            "`{shown}` failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
