@@ -20,9 +20,12 @@ mod probe;
 mod process;
 mod programs;
 mod screen;
+mod supervise;
 mod witness;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -54,6 +57,18 @@ enum Command {
     },
     /// Removes what a killed lab left.
     Clean,
+    /// Keeps a program running as the service manager would.
+    Supervise {
+        /// Directory for the notification socket, the state and the hold file.
+        #[arg(long)]
+        directory: PathBuf,
+        /// Kills the program when it has not reported for so long.
+        #[arg(long)]
+        watchdog_secs: Option<u64>,
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        argv: Vec<String>,
+    },
     /// Tries connections: one end of a probe.
     #[command(hide = true)]
     Probe,
@@ -76,6 +91,18 @@ fn main() -> ExitCode {
             demo::run(Screen::new(format), demo::Options { once, until })
         }
         Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),
+        Command::Supervise {
+            directory,
+            watchdog_secs,
+            argv,
+        } => supervise::supervise(supervise::Service {
+            socket: directory.join("notify"),
+            hold: directory.join("hold"),
+            state: directory.join("state.json"),
+            watchdog: watchdog_secs.map(Duration::from_secs),
+            argv,
+        })
+        .map(|()| true),
         Command::Probe => probe::probe().map(|()| true),
         Command::Respond { tcp, udp } => probe::respond(&tcp, &udp).map(|()| true),
     };

@@ -140,7 +140,7 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
         .and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         // It may have ended meanwhile, which is what a signal is mostly for.
-        drop(rustix::process::kill_process(pid, signal));
+        rustix::process::kill_process(pid, signal).unwrap_or_default();
     }
 }
 
