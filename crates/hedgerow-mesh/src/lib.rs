@@ -1,1 +1,49 @@
-//! Hedgerow.
+//! Which peers a device talks to, and how it gets to know them.
+//!
+//! ```text
+//!  tunnel: packet for an unknown address
+//!    │ handle_wanted
+//!    ▼
+//!  cache ── or ── Resolve ─▶ ticket, endpoints ─▶ Admit (policy?) ─▶ Introduce ──▶ other device
+//!                                                                                    │ checks, Admit
+//!  Release ◀── SetPeer ◀── Admit (policy?) ◀── ticket, binding verified ◀── Introduced ┘
+//! ```
+//!
+//! One machine, [`Mesh`], without a socket, a clock or a key store: bytes, answers and time go in,
+//! [`Output`]s come out (the contract is `hedgerow_model::machine`).
+//!
+//! # Invariants
+//!
+//! - A peer is set only with a ticket and a binding that both verified, and after the parent admitted it.
+//! - Who fails a check gets silence. Nothing is answered with more bytes than came.
+//! - Whatever a stranger sends costs a hash; key agreements and signatures have budgets.
+//! - An introduction never moves the endpoint of a peer; the tunnel's authenticated handshake does.
+//! - Every table has a bound and says what it does when full.
+//! - Nothing here needs a controller: two devices that met before meet again from their caches.
+//!
+//! # Not here
+//!
+//! The tunnel itself (`hedgerow-linux`), signatures and trust (`hedgerow-identity`), what a peer may do
+//! (`hedgerow-policy`). Path probes, relays and gossip take first bytes from 0x83 on.
+//!
+//! Start reading at [`Mesh`].
+#![forbid(unsafe_code)]
+
+pub mod budget;
+pub mod introduction;
+mod memory;
+mod mesh;
+mod noise;
+mod output;
+mod peer;
+mod random;
+mod timers;
+
+pub use introduction::IntroductionSecret;
+pub use memory::{ENDPOINTS_MAX, Memory, REMEMBERED_MAX};
+pub use mesh::{
+    ANSWER_WITHIN, ANSWERING_MAX, ASKING_MAX, Admission, CLOCK_AHEAD_MAX, HEARD_MAX, IDLE_FORGET,
+    KEY_OVERLAP, LOOKUPS_MAX, Mesh, OwnError, OwnIdentity, PEERS_MAX, PeerStatus, REJOIN_MAX,
+    REPORT_EVERY, Resolved, Session, Status, UNREACHABLE_FOR, UNREACHABLE_MAX, View, Work,
+};
+pub use output::{Output, Refusal, Removal, Unreachable};

@@ -1,0 +1,269 @@
+//! What the parent must do next, and why things were refused.
+
+use std::fmt;
+
+use hedgerow_identity::Verified;
+use hedgerow_identity::error::{RefusedBinding, RefusedTicket};
+use hedgerow_model::Fault;
+use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::statement::{PeerQuery, Ticket, X25519Public};
+
+use crate::memory::Memory;
+
+/// One thing to do, in the order given: removals stand before everything else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Ask who this is and where; answer with [`crate::Mesh::handle_resolved`], also when nobody is
+    /// left to ask.
+    Resolve {
+        /// Whom.
+        query: PeerQuery,
+    },
+    /// Send a datagram from the tunnel's port.
+    Send {
+        /// Where to.
+        to: Underlay,
+        /// What; the first byte is 0x80 or greater.
+        bytes: Vec<u8>,
+    },
+    /// Ask the policy about this device; answer with [`crate::Mesh::handle_admitted`]. When it is
+    /// granted, what the kernel needs to judge the device's packets is in force *before* the answer.
+    Admit {
+        /// Which device.
+        device: DeviceId,
+        /// Its verified facts.
+        ticket: Verified<Ticket>,
+    },
+    /// Set the tunnel's peer. A key other than the last one given moves that one aside, where it
+    /// still works until [`Self::ForgetOldKey`].
+    SetPeer {
+        /// Which device.
+        device: DeviceId,
+        /// Its WireGuard key.
+        wireguard_key: X25519Public,
+        /// Its overlay addresses.
+        addresses: OverlayAddresses,
+        /// Where it can be tried; absent for a peer that will come to us or is already reached.
+        endpoint: Option<Underlay>,
+    },
+    /// The overlap of two keys is over.
+    ForgetOldKey {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// Packets that wait for this address may go to the peer just set.
+    Release {
+        /// The address that was wanted.
+        address: Overlay,
+    },
+    /// Packets that wait for this address will not go.
+    Reject {
+        /// The address that was wanted.
+        address: Overlay,
+        /// Why.
+        reason: Unreachable,
+    },
+    /// Cut the peer off, kernel first, then the tunnel.
+    RemovePeer {
+        /// Which device.
+        device: DeviceId,
+        /// The addresses it held.
+        addresses: OverlayAddresses,
+        /// Why.
+        reason: Removal,
+    },
+    /// Somebody was refused; at most one per reason and [`crate::REPORT_EVERY`].
+    Refused {
+        /// Why.
+        reason: Refusal,
+        /// Where the message came from; proves nothing.
+        source: Option<Underlay>,
+        /// Which device, where that was proven.
+        device: Option<DeviceId>,
+        /// How many of the same reason went unreported since the last.
+        suppressed: u64,
+    },
+    /// Write this to the disk cache, in place of the device's former record.
+    Remember(Memory),
+    /// Delete the device's record from the disk cache.
+    Forget(DeviceId),
+}
+
+macro_rules! reasons {
+    ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident $text:literal,)* }) => {
+        $(#[$outer])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Returns the stable spelling, for events and counters.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why packets for an address cannot go.
+    Unreachable {
+        /// This device has no ticket and binding of its own yet.
+        NotReady "not_ready",
+        /// It is this device's own address.
+        Own "own_address",
+        /// Nobody could say whose address it is.
+        Unresolved "unresolved",
+        /// The device's ticket was refused.
+        Refused "ticket_refused",
+        /// Policy grants nothing between the two.
+        NotAdmitted "not_admitted",
+        /// No place is known where the device could be asked.
+        NoEndpoint "no_endpoint",
+        /// The device did not answer.
+        Unanswered "unanswered",
+        /// Too many are being looked for at once.
+        Busy "busy",
+    }
+}
+
+reasons! {
+    /// Why a peer was removed.
+    Removal {
+        /// The device, its key, its site or its issuer was revoked.
+        Revoked "revoked",
+        /// Its ticket was superseded by one with other labels, addresses or state.
+        Superseded "superseded",
+        /// Its ticket or binding ended, and grace does not reach it.
+        Expired "expired",
+        /// It is held until an operator decides.
+        Held "held",
+        /// Its ticket is not believed any more for another reason.
+        Distrusted "distrusted",
+        /// Policy grants nothing any more.
+        NotAdmitted "not_admitted",
+        /// Nothing was exchanged for [`crate::IDLE_FORGET`].
+        Idle "idle",
+        /// It does not answer where it was.
+        Unanswered "unanswered",
+        /// Another peer needed the place, and this one was idle.
+        Displaced "displaced",
+        /// This device's own identity changed.
+        Ourselves "ourselves",
+    }
+}
+
+reasons! {
+    /// Why a message or an answer was refused. The sender of a message gets silence.
+    Refusal {
+        /// Not a message of ours: length, version or kind.
+        Malformed "malformed",
+        /// We have no ticket and binding of our own yet.
+        NotReady "not_ready",
+        /// Made by somebody who does not know our introduction key, or for another device.
+        WrongCheck "wrong_check",
+        /// This source asks too often.
+        SourceBudget "source_budget",
+        /// Everybody together asks too often.
+        GlobalBudget "global_budget",
+        /// The sealed part does not open.
+        Unopened "unopened",
+        /// An answer to no question of ours, or one that came too late.
+        Unasked "unasked",
+        /// Our own message, or one in our own name.
+        Ourselves "ourselves",
+        /// Sealed to our key, addressed to another device.
+        OtherResponder "other_responder",
+        /// Not newer than the last of that device.
+        Replayed "replayed",
+        /// From a clock far ahead of a trusted one.
+        ClockAhead "clock_ahead",
+        /// The ticket is not by an issuer of our trust domain.
+        ForeignTicket "foreign_ticket",
+        /// The ticket is damaged, forged or outside its issuer's scope.
+        InvalidTicket "invalid_ticket",
+        /// The device, its key, its site or its issuer is revoked.
+        Revoked "revoked",
+        /// A newer ticket of the device exists.
+        SupersededTicket "superseded_ticket",
+        /// The ticket ended, and grace does not reach it.
+        ExpiredTicket "expired_ticket",
+        /// Not the ticket of the key that asks.
+        OtherKey "other_key",
+        /// Not the device that was asked for.
+        OtherDevice "other_device",
+        /// The binding is not by this device, damaged or expired.
+        InvalidBinding "invalid_binding",
+        /// A newer binding of the device is known.
+        SupersededBinding "superseded_binding",
+        /// Another device holds the same WireGuard key.
+        KeyTaken "key_taken",
+        /// Another device holds one of the addresses.
+        AddressTaken "address_taken",
+        /// The device is held until an operator decides.
+        Held "held",
+        /// Policy grants nothing between the two.
+        NotAdmitted "not_admitted",
+        /// A table is full.
+        Busy "busy",
+    }
+}
+
+impl Refusal {
+    /// Returns who has to act.
+    pub fn fault(self) -> Fault {
+        if matches!(self, Self::NotReady | Self::Busy) {
+            Fault::Environment
+        } else {
+            Fault::Peer
+        }
+    }
+}
+
+impl From<&RefusedTicket> for Refusal {
+    fn from(refused: &RefusedTicket) -> Self {
+        match refused {
+            RefusedTicket::UnknownIssuer { .. } => Self::ForeignTicket,
+            RefusedTicket::Revoked { .. } => Self::Revoked,
+            RefusedTicket::OldEpoch { .. } => Self::SupersededTicket,
+            RefusedTicket::Expired { .. } => Self::ExpiredTicket,
+            RefusedTicket::Envelope(_)
+            | RefusedTicket::Wire(_)
+            | RefusedTicket::OtherSite { .. }
+            | RefusedTicket::AddressOutOfScope { .. }
+            | RefusedTicket::OutlivesIssuer { .. }
+            | RefusedTicket::NotOurs { .. } => Self::InvalidTicket,
+        }
+    }
+}
+
+impl From<&RefusedBinding> for Refusal {
+    fn from(_: &RefusedBinding) -> Self {
+        Self::InvalidBinding
+    }
+}
+
+impl From<&RefusedTicket> for Removal {
+    fn from(refused: &RefusedTicket) -> Self {
+        match refused {
+            RefusedTicket::Revoked { .. } => Self::Revoked,
+            RefusedTicket::OldEpoch { .. } => Self::Superseded,
+            RefusedTicket::Expired { .. } => Self::Expired,
+            RefusedTicket::Envelope(_)
+            | RefusedTicket::Wire(_)
+            | RefusedTicket::UnknownIssuer { .. }
+            | RefusedTicket::OtherSite { .. }
+            | RefusedTicket::AddressOutOfScope { .. }
+            | RefusedTicket::OutlivesIssuer { .. }
+            | RefusedTicket::NotOurs { .. } => Self::Distrusted,
+        }
+    }
+}

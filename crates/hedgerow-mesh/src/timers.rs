@@ -1,0 +1,69 @@
+//! Deadlines by key: one per key, the earliest found at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hedgerow_model::Mono;
+
+/// A set of timers. As large as the tables whose entries it times.
+pub(crate) struct Timers<K> {
+    by_key: BTreeMap<K, Mono>,
+    by_time: BTreeSet<(Mono, K)>,
+}
+
+impl<K: Copy + Ord> Timers<K> {
+    pub(crate) fn new() -> Self {
+        Self {
+            by_key: BTreeMap::new(),
+            by_time: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn set(&mut self, key: K, at: Mono) {
+        if let Some(old) = self.by_key.insert(key, at) {
+            self.by_time.remove(&(old, key));
+        }
+        self.by_time.insert((at, key));
+    }
+
+    pub(crate) fn clear(&mut self, key: K) {
+        if let Some(old) = self.by_key.remove(&key) {
+            self.by_time.remove(&(old, key));
+        }
+    }
+
+    pub(crate) fn first(&self) -> Option<(Mono, K)> {
+        self.by_time.first().copied()
+    }
+
+    /// Takes one timer that is due.
+    pub(crate) fn due(&mut self, now: Mono) -> Option<K> {
+        let (at, key) = self.first()?;
+        if at > now {
+            return None;
+        }
+        self.clear(key);
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_timer_moves_and_fires_once() {
+        let at = |s| Mono::ZERO + Duration::from_secs(s);
+        let mut timers = Timers::new();
+        timers.set('a', at(5));
+        timers.set('b', at(3));
+        timers.set('a', at(1));
+        assert_eq!(timers.first(), Some((at(1), 'a')));
+        assert_eq!(timers.due(at(0)), None);
+        assert_eq!(
+            (timers.due(at(4)), timers.due(at(4)), timers.due(at(9))),
+            (Some('a'), Some('b'), None)
+        );
+    }
+}
