@@ -550,3 +550,74 @@ impl RefusedCertificate {
         }
     }
 }
+
+/// Why a text is not an enrollment token. The text is never repeated: it holds a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// It does not begin as tokens do.
+    #[error("an enrollment token begins with hgt1.")]
+    Prefix,
+    /// It is longer than any token.
+    #[error("the text is longer than any enrollment token")]
+    TooLong,
+    /// It is cut short or changed.
+    #[error("the enrollment token is damaged; copy all of it")]
+    Damaged,
+    /// Its controllers are not 1 to 8 times `host:port`.
+    #[error("a token names 1 to 8 controllers as host:port")]
+    Endpoints,
+    /// Not a token's public name.
+    #[error("a token's id takes 13 characters of a-z and 2-7")]
+    NotAnId,
+}
+
+impl TokenError {
+    /// Returns who has to act.
+    pub fn fault(&self) -> Fault {
+        Fault::Operator
+    }
+}
+
+/// Why an enrollment did not succeed. Nothing is stored; the key stays for the next attempt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnrollError {
+    /// The controller's manifests do not begin at the pinned root set, or do not hold.
+    #[error("controller: {0}")]
+    Manifest(RefusedManifest),
+    /// The server's certificate is not a controller's.
+    #[error("controller: {0}")]
+    Server(RefusedCertificate),
+    /// The certificate that was issued does not hold.
+    #[error("issued: {0}")]
+    Leaf(RefusedCertificate),
+    /// The ticket that was issued does not hold.
+    #[error("issued: {0}")]
+    Ticket(RefusedTicket),
+    /// The revocation list or configuration does not hold.
+    #[error("issued: {0}")]
+    Statement(RefusedStatement),
+    /// The parts of what was issued contradict each other or our request.
+    #[error("the issued {what} disagrees with the rest")]
+    Disagrees {
+        /// Which part.
+        what: &'static str,
+    },
+    /// The token's signature does not hold for this request on this connection.
+    #[error("the token's signature does not hold for this request on this connection")]
+    BadSignature,
+}
+
+impl EnrollError {
+    /// Returns who has to act.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Manifest(refused) => refused.fault(),
+            Self::Server(_)
+            | Self::Leaf(_)
+            | Self::Ticket(_)
+            | Self::Statement(_)
+            | Self::Disagrees { .. }
+            | Self::BadSignature => Fault::Peer,
+        }
+    }
+}

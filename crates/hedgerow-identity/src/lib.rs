@@ -25,11 +25,16 @@
 #![forbid(unsafe_code)]
 
 pub mod certificate;
+pub mod clock;
 pub mod cose;
+pub mod csr;
+pub mod enroll;
 pub mod error;
 pub mod fingerprint;
 pub mod key;
 pub mod revocation;
+pub mod rotation;
+pub mod slots;
 pub mod standing;
 pub mod statement;
 pub mod trust;
