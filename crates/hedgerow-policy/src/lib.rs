@@ -22,10 +22,22 @@
 //! what (`hedgerow-control`).
 #![forbid(unsafe_code)]
 
+mod check;
+mod compile;
+mod diagnostic;
+mod evaluate;
 mod facts;
 mod internet;
+mod parse;
+mod policy;
 mod resolve;
+mod satisfy;
 mod window;
 
+pub use compile::{class_matches, class_of, compile};
+pub use diagnostic::{Diagnostic, Severity};
+pub use evaluate::{Decision, End, Flow, Outcome, Ruling, Step, evaluate};
 pub use facts::{Facts, World};
+pub use parse::{API_VERSION, POLICY_BYTES_MAX, has_errors, parse};
+pub use policy::{BUILTIN_SERVICES, Policy};
 pub use resolve::{LocalEnvironment, Resolver, TooLarge};
