@@ -50,3 +50,15 @@ pub(crate) fn wait_for<T>(
         pause(Duration::from_millis(50));
     }
 }
+
+/// Returns seconds since 1970.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a policy's days are days of the calendar"
+)]
+pub(crate) fn wall_secs() -> u64 {
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}

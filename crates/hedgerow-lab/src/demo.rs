@@ -1,6 +1,12 @@
 //! The demonstration: nine acts in one plant.
 
+mod alone;
+mod applied;
+mod attacked;
 mod before;
+mod contained;
+mod enrolled;
+mod stage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::stage::Stage;
 use crate::lab::Lab;
 use crate::screen::Screen;
 use crate::{clock, plant, programs, witness};
@@ -39,19 +46,20 @@ pub(crate) fn run(screen: Screen, options: Options) -> Result<bool> {
         std::thread::spawn(move || {
             let result = play(&lab, screen, options);
             ended.store(true, Ordering::SeqCst);
+            if !options.once && !lab.is_closed() {
+                stay(&lab, screen, &result);
+            }
             result
         })
     };
     let interrupted = wait(&ended, options)?;
-    if interrupted && !ended.load(Ordering::SeqCst) {
-        screen.say("\nInterrupted: removing the plant.");
-        lab.close();
-        return Ok(false);
-    }
     screen.say("\nRemoving the plant.");
-    let result = stage
-        .join()
-        .map_err(|_panic| anyhow::anyhow!("the stage fell down"));
+    let result = match interrupted && !ended.load(Ordering::SeqCst) {
+        true => Ok(Ok(false)),
+        false => stage
+            .join()
+            .map_err(|_panic| anyhow::anyhow!("the stage fell down")),
+    };
     lab.close();
     screen.say(&format!(
         "Gone. Logs stay in {}.",
@@ -97,7 +105,60 @@ fn play(lab: &Lab, screen: Screen, options: Options) -> Result<bool> {
     programs::start_all(lab)?;
     screen.say(&format!("Ready after {} ms.", clock::ms_since(start)));
     let mut held = before::play(lab, screen)?;
-    let _ = &mut held;
-    let _ = options;
+    if options.until > 1 {
+        let (mut stage, enrolled) = enrolled::play(lab, screen)?;
+        held &= enrolled;
+        held &= acts(&mut stage, options.until)?;
+    }
+    let seconds = (clock::ms_since(start) / 1000.0).round();
+    screen.say(&match held {
+        true => format!("\nEvery expectation held ({seconds} s)."),
+        false => format!("\nNot every expectation held ({seconds} s): see the lines marked ✗."),
+    });
+    screen.object(&serde_json::json!({"demo": "ended", "held": held, "seconds": seconds}));
     Ok(held)
+}
+
+type Scene = fn(&mut Stage<'_>) -> Result<bool>;
+
+fn acts(stage: &mut Stage<'_>, until: u8) -> Result<bool> {
+    let scenes: [(u8, Scene); 7] = [
+        (3, applied::policy),
+        (4, applied::change),
+        (5, contained::play),
+        (6, alone::without_central),
+        (7, alone::without_agent),
+        (8, alone::rebooted),
+        (9, attacked::play),
+    ];
+    let mut held = true;
+    for (_, scene) in scenes.iter().filter(|(number, _)| *number <= until) {
+        held &= scene(stage)?;
+    }
+    Ok(held)
+}
+
+/// Says how to look around while the plant stays up.
+fn stay(lab: &Lab, screen: Screen, result: &Result<bool>) {
+    if let Err(error) = result {
+        screen.say(&format!("\nThe acts ended early: {error:#}"));
+    }
+    let operator = lab.directory().join("central/files/operator/cli.toml");
+    let tool = crate::central::program("hedgerow").unwrap_or_else(|_| "hedgerow".to_owned());
+    screen.say(&format!(
+        "\nThe plant stays up. Look around, from another terminal, as root:\n\n    \
+         alias hedgerow='ip netns exec {central} {tool} --config {operator}'\n    \
+         hedgerow status\n    \
+         hedgerow device list\n    \
+         hedgerow policy show\n    \
+         hedgerow explain sensor-1.s1 collector.s1 mqtts\n    \
+         hedgerow device quarantine camera.s1\n    \
+         hedgerow device release camera.s1\n    \
+         ip netns exec hgd-scada mbpoll -m tcp -1 -t 4 -r 5 plc-1.s1.hedgerow.internal\n    \
+         ip netns exec hgd-contractor ping plc-2.s2.hedgerow.internal\n    \
+         ip netns exec hgd-nvr nft list table inet hedgerow\n\n\
+         Ctrl-C removes everything.",
+        central = plant::CENTRAL,
+        operator = operator.display(),
+    ));
 }

@@ -166,6 +166,11 @@ impl Lab {
         self.remove_all();
     }
 
+    /// Returns whether the lab is being removed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.manifest().closed
+    }
+
     fn remove_all(&self) {
         let found = self.manifest().clone();
         for (pid, start) in &found.processes {

@@ -11,6 +11,9 @@
 //! Not here: anything that runs on a customer's machine.
 #![forbid(unsafe_code)]
 
+mod agent;
+mod attack;
+mod central;
 mod clock;
 mod demo;
 mod lab;

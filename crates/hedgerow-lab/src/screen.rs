@@ -137,9 +137,17 @@ impl Act {
         }
     }
 
-    /// Records a whole matrix and shows it.
-    pub(crate) fn matrix(&mut self, what: &str, matrix: &Matrix, mismatches: &[Mismatch]) {
-        self.screen.say(&table(matrix, mismatches));
+    /// Records a whole matrix, and draws it if `in_full` or something is wrong.
+    pub(crate) fn matrix(
+        &mut self,
+        what: &str,
+        matrix: &Matrix,
+        mismatches: &[Mismatch],
+        in_full: bool,
+    ) {
+        if in_full || !mismatches.is_empty() {
+            self.screen.say(&table(matrix, mismatches));
+        }
         let measured = format!(
             "{} of {} pairs agree at both ends, {} reach ({} s)",
             matrix.found.len() - mismatches.len(),
