@@ -41,9 +41,24 @@ use crate::tun::TunError;
 use crate::udp::UdpError;
 
 pub mod core;
+mod handshakes;
+pub mod inner;
+pub mod limits;
+mod mac;
+pub mod message;
+mod noise;
+mod outbox;
+mod peers;
+pub mod replay;
 mod run;
+mod session;
 mod stats;
+pub mod timers;
+mod train;
 pub mod waiting;
+
+#[cfg(test)]
+mod tests;
 
 pub use stats::Stats;
 

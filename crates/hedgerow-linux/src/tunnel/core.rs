@@ -1,4 +1,599 @@
-//! The tunnel's protocol without I/O.
+//! The tunnel's protocol without I/O: time, randomness and keys are arguments.
+//!
+//! The contract is that of `hedgerow_model::machine`, with one addition: the two calls of the data
+//! path work in place on the caller's buffer and return what to do with it, so that a packet is
+//! neither copied nor allocated. Everything else comes out of [`Core::poll`].
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+
+use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::statement::X25519Public;
+use hedgerow_model::{Mono, Now, Wall};
+
+use super::inner::{self, Inner};
+use super::limits::Limits;
+use super::message::{self, HEADER_BYTES, Message, TAG_BYTES};
+use super::noise::LocalKey;
+use super::peers::{Peer, Peers};
+use super::session::{Side, Unopened};
+use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT};
+use super::waiting::{Budget, Destinations, PEER_PACKETS_MAX};
+use super::{Command, PeerConfig, PeerRefusal, PrivateKey, Report, Slot, Stats};
 
 /// Peers that can be set; one more is refused.
 pub const PEERS_MAX: usize = 100_000;
+/// Peers looked at in one [`Core::handle_timeout`]; [`Core::deadline`] then says "now" again.
+pub const TIMEOUTS_PER_CALL_MAX: usize = 256;
+/// Bytes a buffer needs beyond the inner packet: header before it, padding and tag after it.
+pub const OVERHEAD_BYTES: usize = HEADER_BYTES + 15 + TAG_BYTES;
+
+/// The source of randomness failed; what needed it was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoEntropy;
+
+/// Fills a buffer with random bytes.
+pub type Entropy = Box<dyn FnMut(&mut [u8]) -> Result<(), NoEntropy> + Send>;
+
+/// What the machine begins with.
+pub struct CoreConfig {
+    /// Our overlay addresses.
+    pub addresses: OverlayAddresses,
+    /// Longest inner packet in bytes.
+    pub mtu: u16,
+    /// Our current key.
+    pub private_key: PrivateKey,
+    /// Handshake timestamps are later than this.
+    pub wall_floor: Wall,
+}
+
+/// What the machine wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a datagram.
+    Send {
+        /// Where to.
+        to: Underlay,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Write a packet into the TUN device.
+    Deliver(Vec<u8>),
+    /// Tell the parent.
+    Report(Report),
+}
+
+/// An inner packet that became a datagram at the start of its buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealed {
+    /// Where to send it.
+    pub to: Underlay,
+    /// Its bytes, from the start of the buffer.
+    pub len: usize,
+}
+
+/// The machine.
+pub struct Core {
+    pub(super) addresses: OverlayAddresses,
+    pub(super) mtu: usize,
+    pub(super) key: LocalKey,
+    pub(super) previous_key: Option<LocalKey>,
+    pub(super) peers: Peers,
+    pub(super) limits: Limits,
+    pub(super) budget: Budget,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) entropy: Entropy,
+    pub(super) stats: Stats,
+    /// Milliseconds since 1970 of the last handshake timestamp we gave.
+    pub(super) last_stamp_ms: u64,
+    wanted: Destinations,
+    timers: BTreeSet<(Mono, u32)>,
+}
+
+impl Core {
+    /// Makes a machine without peers.
+    pub fn new(config: CoreConfig, entropy: Entropy) -> Self {
+        Self {
+            addresses: config.addresses,
+            mtu: config.mtu.into(),
+            key: LocalKey::new(config.private_key),
+            previous_key: None,
+            peers: Peers::default(),
+            limits: Limits::new(),
+            budget: Budget::default(),
+            outputs: VecDeque::new(),
+            entropy,
+            stats: Stats::default(),
+            last_stamp_ms: config.wall_floor.0,
+            wanted: Destinations::default(),
+            timers: BTreeSet::new(),
+        }
+    }
+
+    /// Returns the next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns what was counted.
+    pub fn stats(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+
+    /// Returns when to call [`Core::handle_timeout`] next, and why.
+    pub fn deadline(&self) -> (Mono, &'static str) {
+        let peer = self.timers.first().map_or(Mono::NEVER, |(at, _)| *at);
+        let wanted = self.wanted.deadline();
+        if wanted < peer {
+            (wanted, "a destination is no longer wanted")
+        } else {
+            (peer, "a peer's handshake, keepalive or session")
+        }
+    }
+
+    /// Takes a packet of our own kernel: `len` bytes after [`HEADER_BYTES`] in `buffer`, which has
+    /// room for [`OVERHEAD_BYTES`] more. Returns the datagram it became, or `None` when it waits or
+    /// was dropped.
+    pub fn handle_inner_packet(
+        &mut self,
+        buffer: &mut [u8],
+        len: usize,
+        now: Now,
+    ) -> Option<Sealed> {
+        let packet = buffer.get(HEADER_BYTES..HEADER_BYTES.checked_add(len)?)?;
+        let ends = inner::decode(packet).filter(|i| {
+            self.addresses.contains(Overlay(i.src)) && !i.dst.is_multicast() && len <= self.mtu
+        });
+        let Some(Inner { dst, .. }) = ends else {
+            self.stats.dropped_outgoing += 1;
+            return None;
+        };
+        let place = self.peers.by_address(&dst);
+        let reachable = |peer: &Peer| peer.endpoint.is_some() || peer.sessions.current.is_some();
+        let place = place.filter(|p| self.peers.get(*p).is_some_and(reachable));
+        let Some(place) = place else {
+            self.want(Overlay(dst), packet, now.mono);
+            return None;
+        };
+        if !self.wanted.is_empty() {
+            self.release(Overlay(dst), now);
+        }
+        self.seal_or_keep(place, buffer, len, now)
+    }
+
+    /// Takes a datagram from the underlay, which is opened in place. Returns where in it the inner
+    /// packet for our kernel is, or `None`.
+    pub fn handle_datagram(
+        &mut self,
+        from: Underlay,
+        datagram: &mut [u8],
+        now: Now,
+    ) -> Option<Range<usize>> {
+        match message::decode(datagram) {
+            Some(Message::Transport { receiver, counter }) => {
+                return self.open(from, datagram, (receiver, counter), now);
+            }
+            Some(Message::Initiation(message)) => self.handle_initiation(from, message, now),
+            Some(Message::Response(message)) => self.handle_response(message, now),
+            Some(Message::CookieReply(message)) => self.handle_cookie_reply(message, now),
+            Some(Message::Mesh(bytes)) => {
+                self.stats.mesh_datagrams += 1;
+                let bytes = bytes.to_vec();
+                self.report(Report::Datagram { from, bytes });
+            }
+            None => self.stats.dropped_malformed += 1,
+        }
+        None
+    }
+
+    /// Does what a command says. [`Command::Shutdown`] is the shell's own.
+    pub fn handle_command(&mut self, command: Command, now: Now) {
+        match command {
+            Command::SetIdentityKey { slot, secret } => self.set_own_key(slot, secret),
+            Command::SetPeer(config) => self.set_peer(&config, now),
+            Command::ForgetPeerKey { device, slot } => {
+                if let Some(place) = self.peers.by_device(&device) {
+                    self.peers.forget_key(place, slot);
+                }
+            }
+            Command::MovePeer { device, endpoint } => {
+                let place = self.peers.by_device(&device);
+                if let Some(place) = place
+                    && let Some(peer) = self.peers.get_mut(place)
+                    && peer.endpoint.replace(endpoint) != Some(endpoint)
+                {
+                    self.hasten_handshake(place, now);
+                }
+            }
+            Command::RemovePeer { device } => {
+                if let Some((place, mut peer)) = self.peers.remove(&device) {
+                    self.timers.remove(&(peer.timer, place));
+                    self.stats.dropped_waiting += peer.waiting.clear(&mut self.budget);
+                }
+            }
+            Command::Connect { device } => {
+                if let Some(place) = self.peers.by_device(&device)
+                    && let Some(peer) = self.peers.get_mut(place)
+                    && peer.sender(now.mono).is_none()
+                {
+                    self.begin_handshake(place, now);
+                }
+            }
+            Command::SendDatagram { to, bytes } => {
+                if bytes.first() >= Some(&super::MESH_DATAGRAM_FIRST) {
+                    self.outputs.push_back(Output::Send { to, bytes });
+                } else {
+                    self.stats.dropped_malformed += 1;
+                }
+            }
+            Command::Release { dst } => self.release(dst, now),
+            Command::RejectQueued { dst } => self.reject(dst),
+            // An asker that is gone needs no answer.
+            Command::ListPeers { reply } => drop(reply.try_send(self.peers.list(now.mono))),
+            Command::Shutdown => {}
+        }
+    }
+
+    /// Notes that time has passed.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.stats.dropped_waiting += self.wanted.expire(&mut self.budget, now.mono);
+        for _ in 0..TIMEOUTS_PER_CALL_MAX {
+            let due = self.timers.first().filter(|(at, _)| *at <= now.mono);
+            let Some((at, place)) = due.copied() else {
+                return;
+            };
+            self.timers.remove(&(at, place));
+            if let Some(peer) = self.peers.get_mut(place) {
+                peer.timer = Mono::NEVER;
+            }
+            self.peer_timeout(place, now);
+            self.arm(place);
+        }
+    }
+
+    /// Notes that a report found no room, so that it is made again when it is due.
+    pub fn report_was_lost(&mut self, report: &Report) {
+        if let Report::Wanted { dst } = report {
+            self.wanted.report_was_lost(*dst);
+        }
+    }
+
+    /// Makes sure that the peer is looked at when it has something due.
+    pub(super) fn arm(&mut self, place: u32) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        // Later than the timer is harmless: it finds nothing to do and is set anew.
+        let due = peer.deadline();
+        if due < peer.timer {
+            let old = std::mem::replace(&mut peer.timer, due);
+            self.timers.remove(&(old, place));
+            self.timers.insert((due, place));
+        }
+    }
+
+    pub(super) fn report(&mut self, report: Report) {
+        self.outputs.push_back(Output::Report(report));
+    }
+
+    /// Reports what a stranger or liar caused, as often as such reports may be made.
+    pub(super) fn report_suspicion(&mut self, report: Report, now: Now) {
+        if self.limits.may_report(now.mono) {
+            self.report(report);
+        }
+    }
+
+    /// Our key by its public half.
+    pub(super) fn own_keys(&self) -> impl Iterator<Item = &LocalKey> {
+        std::iter::once(&self.key).chain(&self.previous_key)
+    }
+
+    /// Seals and sends what waits for the peer; a keepalive when nothing does and `or_keepalive`.
+    pub(super) fn flush(&mut self, place: u32, or_keepalive: bool, now: Now) {
+        let mut sent = false;
+        while let Some(peer) = self.peers.get_mut(place) {
+            if peer.sender(now.mono).is_none() {
+                return;
+            }
+            let Some(packet) = peer.waiting.pop(&mut self.budget) else {
+                break;
+            };
+            self.send_copy(place, &packet, now);
+            sent = true;
+        }
+        if or_keepalive && !sent {
+            self.send_copy(place, &[], now);
+        }
+    }
+
+    fn set_own_key(&mut self, slot: Slot, secret: Option<PrivateKey>) {
+        let key = secret.map(LocalKey::new);
+        match (slot, key) {
+            (Slot::Current, Some(key)) if key.public == self.key.public => {}
+            (Slot::Current, Some(key)) => {
+                self.previous_key = Some(std::mem::replace(&mut self.key, key));
+            }
+            (Slot::Current, None) => {}
+            (Slot::Previous, key) => self.previous_key = key,
+        }
+    }
+
+    fn set_peer(&mut self, config: &PeerConfig, now: Now) {
+        let is_own_key = |key: &X25519Public| self.own_keys().any(|k| k.public == *key);
+        let ours = config.addresses.iter().any(|a| self.addresses.contains(a));
+        let done = if ours || is_own_key(&config.public_key) {
+            Err(PeerRefusal::Ourselves)
+        } else {
+            self.peers.set(config, now.mono)
+        };
+        match done {
+            Err(reason) => {
+                let device = config.device;
+                self.report(Report::PeerRefused { device, reason });
+            }
+            Ok(changed) => {
+                let place = changed.place;
+                let peer = self.peers.get(place);
+                if peer.is_some_and(|p| p.handshake.is_some()) {
+                    if changed.has_new_endpoint || changed.has_new_key {
+                        self.hasten_handshake(place, now);
+                    }
+                } else if changed.has_new_key && peer.is_some_and(|p| !p.sessions.is_empty()) {
+                    // The peer has rotated its key, or has lost its sessions with it.
+                    self.begin_handshake(place, now);
+                }
+                self.arm(place);
+            }
+        }
+    }
+
+    fn want(&mut self, dst: Overlay, packet: &[u8], now: Mono) {
+        let pushed = self.wanted.push(dst, packet, &mut self.budget, now);
+        self.stats.dropped_waiting += pushed.dropped;
+        if pushed.report {
+            self.report(Report::Wanted { dst });
+        }
+    }
+
+    fn release(&mut self, dst: Overlay, now: Now) {
+        let Some(mut queue) = self.wanted.take(dst) else {
+            return;
+        };
+        let place = self.peers.by_address(&dst.0);
+        while let Some(packet) = queue.pop(&mut self.budget) {
+            match place {
+                Some(place) => self.send_copy(place, &packet, now),
+                None => self.stats.dropped_waiting += 1,
+            }
+        }
+    }
+
+    fn reject(&mut self, dst: Overlay) {
+        let mut queue = self.wanted.take(dst).unwrap_or_default();
+        while let Some(packet) = queue.pop(&mut self.budget) {
+            if let Some(answer) = inner::refusal(&packet) {
+                self.stats.rejected += 1;
+                self.outputs.push_back(Output::Deliver(answer));
+            }
+        }
+    }
+
+    /// Seals a packet that is not in a buffer of the shell, or lets it wait. Empty is a keepalive.
+    pub(super) fn send_copy(&mut self, place: u32, packet: &[u8], now: Now) {
+        let mut bytes = vec![0; packet.len() + OVERHEAD_BYTES];
+        message::put(&mut bytes, HEADER_BYTES, packet);
+        if let Some(Sealed { to, len }) = self.seal_or_keep(place, &mut bytes, packet.len(), now) {
+            bytes.truncate(len);
+            self.outputs.push_back(Output::Send { to, bytes });
+        }
+    }
+
+    fn seal_or_keep(
+        &mut self,
+        place: u32,
+        buffer: &mut [u8],
+        len: usize,
+        now: Now,
+    ) -> Option<Sealed> {
+        let mtu = self.mtu;
+        let peer = self.peers.get_mut(place)?;
+        let (Some(to), Some(session)) = (peer.endpoint, peer.sender(now.mono)) else {
+            let packet = buffer.get(HEADER_BYTES..HEADER_BYTES + len)?;
+            self.keep(place, packet, now);
+            return None;
+        };
+        let sealed = session.seal(buffer, len, mtu)?;
+        let (side, age) = (session.agreed.side, session.age(now.mono));
+        let rekey = timers::rekey_on_send(side, age, session.counter);
+        peer.due.keepalive = None;
+        peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+        if len > 0 {
+            let bytes = u64::try_from(len).unwrap_or(0);
+            peer.sent_bytes += bytes;
+            self.stats.sent_packets += 1;
+            self.stats.sent_bytes += bytes;
+            if peer.due.reply.is_none() {
+                peer.due.reply = Some(now.mono + NO_REPLY_TIMEOUT);
+                self.arm(place);
+            }
+        }
+        if rekey {
+            self.begin_handshake(place, now);
+        }
+        Some(Sealed { to, len: sealed })
+    }
+
+    /// Lets a packet wait for a session, and begins one.
+    fn keep(&mut self, place: u32, packet: &[u8], now: Now) {
+        if let Some(peer) = self.peers.get_mut(place)
+            && !packet.is_empty()
+        {
+            let dropped = peer
+                .waiting
+                .push(packet, PEER_PACKETS_MAX, &mut self.budget);
+            self.stats.dropped_waiting += dropped;
+        }
+        self.begin_handshake(place, now);
+        // Without a key there is nothing to wait for.
+        if let Some(peer) = self.peers.get_mut(place)
+            && peer.handshake.is_none()
+        {
+            self.stats.dropped_waiting += peer.waiting.clear(&mut self.budget);
+        }
+    }
+
+    fn open(
+        &mut self,
+        from: Underlay,
+        datagram: &mut [u8],
+        (receiver, counter): (u32, u64),
+        now: Now,
+    ) -> Option<Range<usize>> {
+        let place = self.peers.by_index(receiver);
+        let peer = place.and_then(|p| self.peers.get_mut(p));
+        let session = peer.and_then(|p| p.sessions.by_index(receiver));
+        let (Some(place), Some(session)) = (place, session) else {
+            self.stats.dropped_no_session += 1;
+            return None;
+        };
+        let len = match session.open(datagram, counter, now.mono) {
+            Ok(len) => len,
+            Err(why) => {
+                *match why {
+                    Unopened::Expired => &mut self.stats.dropped_no_session,
+                    Unopened::Replayed => &mut self.stats.dropped_replayed,
+                    Unopened::Forged => &mut self.stats.dropped_forged,
+                } += 1;
+                return None;
+            }
+        };
+        let (side, age): (Side, _) = (session.agreed.side, session.age(now.mono));
+        self.note_authentic(place, receiver, from, now);
+        if timers::rekey_on_receive(side, age) {
+            self.begin_handshake(place, now);
+        }
+        if len == 0 {
+            return None;
+        }
+        let text = datagram.get(HEADER_BYTES..HEADER_BYTES + len)?;
+        self.accept_inner(place, text, now)
+            .map(|len| HEADER_BYTES..HEADER_BYTES + len)
+    }
+
+    /// An authenticated message came: the peer lives, and is where it came from.
+    fn note_authentic(&mut self, place: u32, receiver: u32, from: Underlay, now: Now) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        peer.last_received = Some(now.mono);
+        peer.due.reply = None;
+        peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+        let device = peer.device;
+        let is_next = peer.sessions.next_is(receiver);
+        if peer.endpoint != Some(from) {
+            let had = peer.endpoint.replace(from);
+            // The first endpoint is part of `Established`.
+            if had.is_some() && !is_next {
+                let endpoint = from;
+                self.report(Report::Roamed { device, endpoint });
+            }
+        }
+        if is_next {
+            self.confirm_next(place, now);
+        }
+    }
+
+    /// Checks a packet that came out of the tunnel; returns its true length.
+    fn accept_inner(&mut self, place: u32, text: &[u8], now: Now) -> Option<usize> {
+        let Some(Inner { src, dst, len }) = inner::decode(text) else {
+            self.stats.dropped_inner_malformed += 1;
+            return None;
+        };
+        let peer = self.peers.get_mut(place)?;
+        let (src, dst) = (Overlay(src), Overlay(dst));
+        if !peer.addresses.contains(src) || !self.addresses.contains(dst) {
+            let device = peer.device;
+            self.stats.dropped_spoofed += 1;
+            self.report_suspicion(Report::Spoofed { device, src, dst }, now);
+            return None;
+        }
+        let bytes = u64::try_from(len).unwrap_or(0);
+        peer.received_bytes += bytes;
+        self.stats.received_packets += 1;
+        self.stats.received_bytes += bytes;
+        if peer.due.keepalive.is_none() {
+            peer.due.keepalive = Some(now.mono + KEEPALIVE_TIMEOUT);
+            self.arm(place);
+        }
+        Some(len)
+    }
+
+    fn peer_timeout(&mut self, place: u32, now: Now) {
+        self.end_sessions(place, now.mono);
+        self.handshake_timeout(place, now);
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let is_due = |at: Option<Mono>| at.is_some_and(|at| at <= now.mono);
+        let (reply, keepalive) = (is_due(peer.due.reply), is_due(peer.due.keepalive));
+        let persistent = is_due(peer.due.persistent);
+        if reply {
+            peer.due.reply = None;
+        }
+        if keepalive {
+            peer.due.keepalive = None;
+        }
+        if persistent {
+            peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+        }
+        if reply {
+            self.begin_handshake(place, now);
+        }
+        let can_send = self
+            .peers
+            .get_mut(place)
+            .is_some_and(|p| p.sender(now.mono).is_some());
+        if (keepalive && can_send) || persistent {
+            self.send_copy(place, &[], now);
+        }
+    }
+
+    /// Drops sessions that are too old, which wipes their keys.
+    fn end_sessions(&mut self, place: u32, now: Mono) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let had = !peer.sessions.is_empty();
+        let sessions = &mut peer.sessions;
+        let ended: Vec<u32> = [
+            &mut sessions.current,
+            &mut sessions.previous,
+            &mut sessions.next,
+        ]
+        .into_iter()
+        .filter_map(|s| s.take_if(|s| s.age(now) >= timers::REJECT_AFTER_TIME))
+        .map(|s| s.agreed.own_index)
+        .collect();
+        if had && peer.sessions.is_empty() {
+            let device = peer.device;
+            peer.due.reply = None;
+            peer.due.keepalive = None;
+            self.report(Report::Idle { device });
+        }
+        for index in ended {
+            self.peers.free_index(index);
+        }
+    }
+}
+
+/// What only an attacker's machine does.
+#[cfg(test)]
+impl Core {
+    pub(super) fn addresses_for_attack(&mut self, addresses: OverlayAddresses) {
+        self.addresses = addresses;
+    }
+
+    pub(super) fn send_raw_for_attack(&mut self, packet: &[u8], now: Now) {
+        self.send_copy(0, packet, now);
+    }
+}

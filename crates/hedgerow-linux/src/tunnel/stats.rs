@@ -72,8 +72,8 @@ stats! {
     dropped_spoofed,
     /// What a peer sent inside is no IP packet.
     dropped_inner_malformed,
-    /// Packets of our own kernel to multicast, or from an address that is not ours.
-    dropped_not_unicast,
+    /// Packets of our own kernel that are multicast, too long, or not from our address.
+    dropped_outgoing,
     /// Packets that waited for a session or a peer and were dropped, too many or too long.
     dropped_waiting,
     /// Waiting packets answered with "administratively prohibited".

@@ -1,0 +1,408 @@
+//! The machine's handshakes: begun, answered, retried, given up.
+
+use hedgerow_model::Now;
+use hedgerow_model::address::Underlay;
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::statement::X25519Public;
+use zeroize::Zeroizing;
+
+use super::Report;
+use super::core::{Core, NoEntropy, Output};
+use super::limits::Admission;
+use super::message::{self, COOKIE_REPLY_BYTES, INITIATION_BYTES, RESPONSE_BYTES, put};
+use super::noise::{Ephemeral, Initiator, Responder, Timestamp, TransportKeys};
+use super::peers::{Handshake, SentMac};
+use super::session::{Agreement, Session, Side};
+use super::timers::{self, REKEY_ATTEMPT_TIME, REKEY_JITTER_MS_MAX};
+
+/// Responses tried against one attempt; beyond, only the next attempt can succeed.
+const FORGERIES_MAX: u32 = 16;
+/// TAI64 label of 1970-01-01, by the paper without leap seconds.
+const TAI64_EPOCH: u64 = 0x4000_0000_0000_000a;
+
+impl Core {
+    /// Begins a handshake with a peer unless one is under way or nobody knows where it is.
+    pub(super) fn begin_handshake(&mut self, place: u32, now: Now) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let Some(newest) = peer.current_key.as_ref().or(peer.previous_key.as_ref()) else {
+            return;
+        };
+        if peer.handshake.is_some() || peer.endpoint.is_none() {
+            return;
+        }
+        peer.handshake = Some(Box::new(Handshake {
+            state: None,
+            own_index: 0,
+            remote: newest.public,
+            attempts: 0,
+            retry_at: now.mono,
+            give_up_at: now.mono + REKEY_ATTEMPT_TIME,
+            forgeries: 0,
+        }));
+        self.attempt(place, now);
+        self.arm(place);
+    }
+
+    /// Makes the next attempt of a running handshake now.
+    pub(super) fn hasten_handshake(&mut self, place: u32, now: Now) {
+        let peer = self.peers.get_mut(place);
+        let handshake = peer.and_then(|p| p.handshake.as_deref_mut());
+        if let Some(handshake) = handshake {
+            handshake.attempts = 0;
+            handshake.give_up_at = now.mono + REKEY_ATTEMPT_TIME;
+            self.attempt(place, now);
+        }
+    }
+
+    pub(super) fn handshake_timeout(&mut self, place: u32, now: Now) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let Some(handshake) = &peer.handshake else {
+            return;
+        };
+        if handshake.give_up_at <= now.mono {
+            let index = handshake.own_index;
+            let device = peer.device;
+            peer.handshake = None;
+            self.stats.dropped_waiting += peer.waiting.clear(&mut self.budget);
+            self.stats.handshakes_unanswered += 1;
+            self.peers.free_index(index);
+            self.report(Report::Unanswered { device });
+        } else if handshake.retry_at <= now.mono {
+            self.attempt(place, now);
+        }
+    }
+
+    pub(super) fn handle_initiation(
+        &mut self,
+        from: Underlay,
+        message: &[u8; INITIATION_BYTES],
+        now: Now,
+    ) {
+        if !self.own_keys().any(|k| k.macs.mac1_holds(message)) {
+            self.stats.dropped_bad_mac += 1;
+            return;
+        }
+        if self.limits.secret_is_stale(now.mono) {
+            let Ok(secret) = self.random() else { return };
+            self.limits.set_secret(secret, now.mono);
+        }
+        match self.limits.admit(from, message, now.mono) {
+            Admission::Process => self.answer(from, message, now),
+            Admission::Refuse => self.stats.dropped_handshake_rate += 1,
+            Admission::Prove(cookie) => {
+                self.stats.dropped_handshake_rate += 1;
+                let Ok(nonce) = self.random() else { return };
+                let key = self.own_keys().find(|k| k.macs.mac1_holds(message));
+                let reply = key.and_then(|k| k.macs.seal_cookie(message, &cookie, nonce));
+                if let Some(reply) = reply {
+                    self.stats.cookies_sent += 1;
+                    self.send(from, &reply);
+                }
+            }
+        }
+    }
+
+    pub(super) fn handle_response(&mut self, message: &[u8; RESPONSE_BYTES], now: Now) {
+        let own_index = message::u32_at(message, 8);
+        if !self.own_keys().any(|k| k.macs.mac1_holds(message)) {
+            self.stats.dropped_bad_mac += 1;
+            return;
+        }
+        let Some(place) = self.peers.by_index(own_index) else {
+            self.stats.dropped_no_session += 1;
+            return;
+        };
+        let peer = self.peers.get_mut(place);
+        let handshake = peer.and_then(|p| {
+            let is_known = |key| p.key(&key).is_some();
+            let running = p.handshake.as_ref().map(|h| h.remote);
+            let known = running.is_some_and(is_known);
+            p.handshake.as_deref_mut().filter(|_| known)
+        });
+        let handshake =
+            handshake.filter(|h| h.own_index == own_index && h.forgeries < FORGERIES_MAX);
+        let Some(handshake) = handshake else {
+            self.stats.dropped_no_session += 1;
+            return;
+        };
+        let finished = handshake.state.as_mut().map(|s| s.finish(message));
+        let Some(Ok(keys)) = finished else {
+            handshake.forgeries += 1;
+            self.stats.dropped_forged += 1;
+            return;
+        };
+        let agreed = Agreement {
+            own_index,
+            remote_index: message::u32_at(message, 4),
+            side: Side::Initiator,
+            born: now.mono,
+            remote: handshake.remote,
+        };
+        self.use_session(place, agreed, &keys, now);
+    }
+
+    pub(super) fn handle_cookie_reply(&mut self, message: &[u8; COOKIE_REPLY_BYTES], now: Now) {
+        let own_index = message::u32_at(message, 4);
+        let place = self.peers.by_index(own_index);
+        let Some(peer) = place.and_then(|p| self.peers.get_mut(p)) else {
+            self.stats.dropped_no_session += 1;
+            return;
+        };
+        let sent = peer.last_mac.as_ref().filter(|m| m.own_index == own_index);
+        let opened = sent.and_then(|sent| {
+            let key = peer.key(&sent.remote)?;
+            Some((sent.remote, key.macs.open_cookie(message, &sent.mac1)?))
+        });
+        match opened {
+            Some((remote, cookie)) => {
+                // Used by the next attempt: an answer at once would let a stranger make us send.
+                if let Some(key) = peer.key_mut(&remote) {
+                    key.set_cookie(cookie, now.mono);
+                }
+            }
+            None => self.stats.dropped_forged += 1,
+        }
+    }
+
+    /// The peer has used the session in which we responded: so do we.
+    pub(super) fn confirm_next(&mut self, place: u32, now: Now) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let sessions = &mut peer.sessions;
+        let old = std::mem::replace(&mut sessions.current, sessions.next.take());
+        let gone = std::mem::replace(&mut sessions.previous, old);
+        let (device, endpoint) = (peer.device, peer.endpoint);
+        self.free_session(gone.as_deref());
+        self.established(device, endpoint);
+        self.flush(place, false, now);
+    }
+
+    /// A handshake of ours is complete: its session is used at once.
+    fn use_session(&mut self, place: u32, agreed: Agreement, keys: &TransportKeys, now: Now) {
+        let Some(session) = Session::new(agreed, keys) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        peer.handshake = None;
+        peer.due.reply = None;
+        peer.last_received = Some(now.mono);
+        let sessions = &mut peer.sessions;
+        let old = sessions.current.replace(Box::new(session));
+        // A session the peer may be about to use is kept in preference to the one before.
+        let (kept, gone) = match sessions.next.take() {
+            Some(next) => (Some(next), old),
+            None => (old, None),
+        };
+        let older = std::mem::replace(&mut sessions.previous, kept);
+        let (device, endpoint) = (peer.device, peer.endpoint);
+        self.free_session(gone.as_deref());
+        self.free_session(older.as_deref());
+        self.established(device, endpoint);
+        // The peer waits for proof that we have the keys.
+        self.flush(place, true, now);
+        self.arm(place);
+    }
+
+    fn established(&mut self, device: DeviceId, endpoint: Option<Underlay>) {
+        self.stats.handshakes_done += 1;
+        if let Some(endpoint) = endpoint {
+            self.report(Report::Established { device, endpoint });
+        }
+    }
+
+    fn free_session(&mut self, session: Option<&Session>) {
+        if let Some(session) = session {
+            self.peers.free_index(session.agreed.own_index);
+        }
+    }
+
+    /// Opens an initiation and answers it if it is a peer's and new.
+    fn answer(&mut self, from: Underlay, message: &[u8; INITIATION_BYTES], now: Now) {
+        let Ok(ephemeral) = self.ephemeral() else {
+            return;
+        };
+        let key = self.own_keys().find(|k| k.macs.mac1_holds(message));
+        let Some(Ok(responder)) = key.map(|k| Responder::open(k, message, ephemeral)) else {
+            self.stats.dropped_unknown += 1;
+            return;
+        };
+        let remote = responder.remote;
+        let Some(place) = self.peers.by_key(&remote) else {
+            self.stats.dropped_unknown += 1;
+            let public_key = remote;
+            self.report_suspicion(Report::HandshakeFromUnknown { public_key, from }, now);
+            return;
+        };
+        let peer = self.peers.get_mut(place);
+        let Some(key) = peer.and_then(|p| p.key_mut(&remote)) else {
+            return;
+        };
+        if key.last_timestamp >= Some(responder.timestamp) {
+            self.stats.dropped_replayed_handshake += 1;
+            return;
+        }
+        key.last_timestamp = Some(responder.timestamp);
+        self.respond(place, from, responder, now);
+    }
+
+    fn respond(&mut self, place: u32, from: Underlay, responder: Responder, now: Now) {
+        let Ok(own_index) = self.claim_index(place) else {
+            return;
+        };
+        let remote = responder.remote;
+        let key = self.peers.get(place).and_then(|p| p.key(&remote));
+        let answer = key.map(|k| responder.respond(k.psk.as_ref(), own_index));
+        let Some(Ok((mut response, keys, remote_index))) = answer else {
+            self.peers.free_index(own_index);
+            return;
+        };
+        let agreed = Agreement {
+            own_index,
+            remote_index,
+            side: Side::Responder,
+            born: now.mono,
+            remote,
+        };
+        let gone = match (self.peers.get_mut(place), Session::new(agreed, &keys)) {
+            (Some(peer), Some(session)) => peer.sessions.next.replace(Box::new(session)),
+            _ => None,
+        };
+        self.free_session(gone.as_deref());
+        self.sign(place, own_index, &remote, &mut response, now);
+        self.send(from, &response);
+        self.arm(place);
+    }
+
+    /// Sends an initiation with the pair of keys whose turn it is.
+    fn attempt(&mut self, place: u32, now: Now) {
+        let Some(peer) = self.peers.get(place) else {
+            return;
+        };
+        let (Some(handshake), Some(to)) = (&peer.handshake, peer.endpoint) else {
+            return;
+        };
+        let (attempts, old_index) = (handshake.attempts, handshake.own_index);
+        let remotes: Vec<X25519Public> = [&peer.current_key, &peer.previous_key]
+            .into_iter()
+            .flatten()
+            .map(|k| k.public)
+            .collect();
+        let pairs = remotes.len() * self.own_keys().count();
+        let (pair, wait) = timers::attempt(attempts, pairs);
+        self.peers.free_index(old_index);
+        let begun = self.initiate(place, pair, &remotes, now);
+        let jitter = self.random().map_or(0, |b: [u8; 8]| {
+            u64::from_le_bytes(b) % (REKEY_JITTER_MS_MAX + 1)
+        });
+        let peer = self.peers.get_mut(place);
+        let Some(handshake) = peer.and_then(|p| p.handshake.as_deref_mut()) else {
+            return;
+        };
+        handshake.attempts = attempts.saturating_add(1);
+        handshake.retry_at = now.mono + wait + std::time::Duration::from_millis(jitter);
+        handshake.forgeries = 0;
+        handshake.state = None;
+        if let Some((state, own_index, remote, bytes)) = begun {
+            handshake.state = Some(state);
+            handshake.own_index = own_index;
+            handshake.remote = remote;
+            self.stats.handshakes_begun += 1;
+            self.send(to, &bytes);
+        }
+        self.arm(place);
+    }
+
+    fn initiate(
+        &mut self,
+        place: u32,
+        pair: usize,
+        remotes: &[X25519Public],
+        now: Now,
+    ) -> Option<(Initiator, u32, X25519Public, [u8; INITIATION_BYTES])> {
+        // Own keys change fastest: a peer learns of our new key later than we of its.
+        let own_count = self.own_keys().count().max(1);
+        let remote = *remotes.get(pair / own_count)?;
+        let ephemeral = self.ephemeral().ok()?;
+        let timestamp = self.timestamp(now);
+        let own_index = self.claim_index(place).ok()?;
+        let local = self.own_keys().nth(pair % own_count)?;
+        let psk = self.peers.get(place)?.key(&remote)?.psk.as_ref();
+        let begun = Initiator::begin(local, &remote, psk, (own_index, timestamp), ephemeral);
+        let Ok((state, mut bytes)) = begun else {
+            self.peers.free_index(own_index);
+            return None;
+        };
+        self.sign(place, own_index, &remote, &mut bytes, now);
+        Some((state, own_index, remote, bytes))
+    }
+
+    /// Writes the macs of a handshake message and remembers them for a cookie reply.
+    fn sign(
+        &mut self,
+        place: u32,
+        own_index: u32,
+        remote: &X25519Public,
+        message: &mut [u8],
+        now: Now,
+    ) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let Some(key) = peer.key(remote) else {
+            return;
+        };
+        let mac1 = key.macs.sign(message, key.cookie(now.mono));
+        peer.last_mac = Some(SentMac {
+            own_index,
+            mac1,
+            remote: *remote,
+        });
+    }
+
+    /// Later than every timestamp before, across restarts too by the wall clock's floor.
+    fn timestamp(&mut self, now: Now) -> Timestamp {
+        let ms = now.wall.0.max(self.last_stamp_ms.saturating_add(1));
+        self.last_stamp_ms = ms;
+        let nanos = u32::try_from(ms % 1000).unwrap_or(0) * 1_000_000;
+        let mut stamp = [0; 12];
+        put(
+            &mut stamp,
+            0,
+            &TAI64_EPOCH.saturating_add(ms / 1000).to_be_bytes(),
+        );
+        put(&mut stamp, 8, &nanos.to_be_bytes());
+        stamp
+    }
+
+    fn claim_index(&mut self, place: u32) -> Result<u32, NoEntropy> {
+        loop {
+            // At most some hundred thousand of four thousand million are taken.
+            let index = u32::from_le_bytes(self.random()?);
+            if self.peers.claim_index(index, place) {
+                return Ok(index);
+            }
+        }
+    }
+
+    fn ephemeral(&mut self) -> Result<Ephemeral, NoEntropy> {
+        self.random().map(Zeroizing::new)
+    }
+
+    fn random<const N: usize>(&mut self) -> Result<[u8; N], NoEntropy> {
+        let mut bytes = [0; N];
+        (self.entropy)(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn send(&mut self, to: Underlay, bytes: &[u8]) {
+        let bytes = bytes.to_vec();
+        self.outputs.push_back(Output::Send { to, bytes });
+    }
+}

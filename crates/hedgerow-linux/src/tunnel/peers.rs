@@ -1,0 +1,437 @@
+//! The table of peers: who they are, found by device, address, key and session index.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hedgerow_model::Mono;
+use hedgerow_model::address::{OverlayAddresses, Underlay};
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::statement::X25519Public;
+
+use super::core::PEERS_MAX;
+use super::limits::cookie_is_fresh;
+use super::mac::{Cookie, MacKeys};
+use super::noise::{Initiator, Timestamp};
+use super::session::Session;
+use super::waiting::Queue;
+use super::{PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Slot};
+
+/// A peer's key with what is remembered about it.
+pub(super) struct RemoteKey {
+    pub(super) public: X25519Public,
+    pub(super) macs: MacKeys,
+    pub(super) psk: Option<PresharedKey>,
+    /// Of the last initiation accepted under this key.
+    pub(super) last_timestamp: Option<Timestamp>,
+    cookie: Option<(Cookie, Mono)>,
+}
+
+impl RemoteKey {
+    fn new(public: X25519Public, psk: Option<PresharedKey>) -> Self {
+        Self {
+            public,
+            macs: MacKeys::of(&public),
+            psk,
+            last_timestamp: None,
+            cookie: None,
+        }
+    }
+
+    pub(super) fn cookie(&self, now: Mono) -> Option<&Cookie> {
+        let (cookie, at) = self.cookie.as_ref()?;
+        cookie_is_fresh(*at, now).then_some(cookie)
+    }
+
+    pub(super) fn set_cookie(&mut self, cookie: Cookie, now: Mono) {
+        self.cookie = Some((cookie, now));
+    }
+}
+
+/// A handshake we began.
+pub(super) struct Handshake {
+    /// `None` when the last attempt could not be made.
+    pub(super) state: Option<Initiator>,
+    pub(super) own_index: u32,
+    /// The peer's key of this attempt.
+    pub(super) remote: X25519Public,
+    pub(super) attempts: usize,
+    pub(super) retry_at: Mono,
+    pub(super) give_up_at: Mono,
+    /// Responses that did not decrypt, in this attempt.
+    pub(super) forgeries: u32,
+}
+
+/// The last handshake message we sent, which a cookie reply answers.
+pub(super) struct SentMac {
+    pub(super) own_index: u32,
+    pub(super) mac1: [u8; 16],
+    pub(super) remote: X25519Public,
+}
+
+/// Up to three sessions overlap.
+#[derive(Default)]
+pub(super) struct Sessions {
+    /// In use.
+    pub(super) current: Option<Box<Session>>,
+    /// The one before: packets on the way are still opened.
+    pub(super) previous: Option<Box<Session>>,
+    /// We responded; used once the peer has.
+    pub(super) next: Option<Box<Session>>,
+}
+
+impl Sessions {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
+        let all = [&self.current, &self.previous, &self.next];
+        all.into_iter().filter_map(|s| s.as_deref())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    pub(super) fn by_index(&mut self, index: u32) -> Option<&mut Session> {
+        [&mut self.current, &mut self.previous, &mut self.next]
+            .into_iter()
+            .filter_map(|s| s.as_deref_mut())
+            .find(|s| s.agreed.own_index == index)
+    }
+
+    pub(super) fn next_is(&self, index: u32) -> bool {
+        self.next
+            .as_ref()
+            .is_some_and(|s| s.agreed.own_index == index)
+    }
+}
+
+/// When something is due; `None` is never.
+#[derive(Default)]
+pub(super) struct Due {
+    /// An answer to data we sent; without it the session is dead.
+    pub(super) reply: Option<Mono>,
+    /// A keepalive, unless we send something before.
+    pub(super) keepalive: Option<Mono>,
+    /// A keepalive that holds a NAT's mapping open.
+    pub(super) persistent: Option<Mono>,
+}
+
+/// A peer.
+pub(super) struct Peer {
+    pub(super) device: DeviceId,
+    pub(super) addresses: OverlayAddresses,
+    pub(super) endpoint: Option<Underlay>,
+    pub(super) current_key: Option<RemoteKey>,
+    pub(super) previous_key: Option<RemoteKey>,
+    pub(super) keepalive: Option<Duration>,
+    pub(super) sessions: Sessions,
+    pub(super) handshake: Option<Box<Handshake>>,
+    pub(super) last_mac: Option<SentMac>,
+    pub(super) waiting: Queue,
+    pub(super) due: Due,
+    /// When the table of timers looks at this peer next.
+    pub(super) timer: Mono,
+    pub(super) last_received: Option<Mono>,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+}
+
+impl Peer {
+    fn new(config: &PeerConfig) -> Self {
+        Self {
+            device: config.device,
+            addresses: config.addresses,
+            endpoint: None,
+            current_key: None,
+            previous_key: None,
+            keepalive: None,
+            sessions: Sessions::default(),
+            handshake: None,
+            last_mac: None,
+            waiting: Queue::default(),
+            due: Due::default(),
+            timer: Mono::NEVER,
+            last_received: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        }
+    }
+
+    pub(super) fn key(&self, public: &X25519Public) -> Option<&RemoteKey> {
+        let keys = [&self.current_key, &self.previous_key];
+        keys.into_iter().flatten().find(|k| k.public == *public)
+    }
+
+    pub(super) fn key_mut(&mut self, public: &X25519Public) -> Option<&mut RemoteKey> {
+        let keys = [&mut self.current_key, &mut self.previous_key];
+        keys.into_iter().flatten().find(|k| k.public == *public)
+    }
+
+    /// Returns the session that can send now.
+    pub(super) fn sender(&mut self, now: Mono) -> Option<&mut Session> {
+        self.sessions
+            .current
+            .as_deref_mut()
+            .filter(|s| s.lives(now))
+    }
+
+    pub(super) fn status(&self, now: Mono) -> PeerStatus {
+        let session = self.sessions.current.as_ref().filter(|s| s.lives(now));
+        PeerStatus {
+            device: self.device,
+            endpoint: self.endpoint,
+            session_age: session.map(|s| s.age(now)),
+            last_received: self.last_received.map(|at| now.since(at)),
+            received_bytes: self.received_bytes,
+            sent_bytes: self.sent_bytes,
+            waiting_packets: self.waiting.len(),
+        }
+    }
+
+    /// Returns when [`super::core::Core`] has to look at this peer again.
+    pub(super) fn deadline(&self) -> Mono {
+        let handshake = self
+            .handshake
+            .as_ref()
+            .map(|h| h.retry_at.min(h.give_up_at));
+        let sessions = self
+            .sessions
+            .iter()
+            .map(|s| s.agreed.born + super::timers::REJECT_AFTER_TIME);
+        [
+            handshake,
+            self.due.reply,
+            self.due.keepalive,
+            self.due.persistent,
+        ]
+        .into_iter()
+        .flatten()
+        .chain(sessions)
+        .min()
+        .unwrap_or(Mono::NEVER)
+    }
+}
+
+/// What [`Peers::set`] changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Changed {
+    pub(super) place: u32,
+    /// There is a newer key than the sessions'.
+    pub(super) has_new_key: bool,
+    /// The endpoint is another.
+    pub(super) has_new_endpoint: bool,
+}
+
+/// All peers. A place is a small number that stays a peer's while it is set.
+#[derive(Default)]
+pub(super) struct Peers {
+    places: Vec<Option<Box<Peer>>>,
+    free: Vec<u32>,
+    by_device: BTreeMap<DeviceId, u32>,
+    by_address: HashMap<IpAddr, u32>,
+    by_key: HashMap<X25519Public, u32>,
+    by_index: HashMap<u32, u32>,
+}
+
+impl Peers {
+    pub(super) fn get(&self, place: u32) -> Option<&Peer> {
+        self.places.get(usize::try_from(place).ok()?)?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, place: u32) -> Option<&mut Peer> {
+        self.places
+            .get_mut(usize::try_from(place).ok()?)?
+            .as_deref_mut()
+    }
+
+    pub(super) fn by_device(&self, device: &DeviceId) -> Option<u32> {
+        self.by_device.get(device).copied()
+    }
+
+    pub(super) fn by_address(&self, address: &IpAddr) -> Option<u32> {
+        self.by_address.get(address).copied()
+    }
+
+    pub(super) fn by_key(&self, key: &X25519Public) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(super) fn by_index(&self, index: u32) -> Option<u32> {
+        self.by_index.get(&index).copied()
+    }
+
+    pub(super) fn list(&self, now: Mono) -> Vec<PeerStatus> {
+        let places = self.by_device.values();
+        places
+            .filter_map(|place| self.get(*place))
+            .map(|peer| peer.status(now))
+            .collect()
+    }
+
+    /// Gives `index` to a session or handshake of the peer at `place`; `false` when it is taken.
+    pub(super) fn claim_index(&mut self, index: u32, place: u32) -> bool {
+        match self.by_index.entry(index) {
+            std::collections::hash_map::Entry::Occupied(_) => false,
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(place);
+                true
+            }
+        }
+    }
+
+    pub(super) fn free_index(&mut self, index: u32) {
+        self.by_index.remove(&index);
+    }
+
+    /// Adds or changes a peer. Refused wholly or done wholly.
+    pub(super) fn set(&mut self, config: &PeerConfig, now: Mono) -> Result<Changed, PeerRefusal> {
+        let known = self.by_device(&config.device);
+        for address in config.addresses.iter() {
+            if let Some(holder) = self.other(self.by_address(&address.0), known) {
+                return Err(PeerRefusal::AddressTaken(address, holder));
+            }
+        }
+        if let Some(holder) = self.other(self.by_key(&config.public_key), known) {
+            return Err(PeerRefusal::KeyTaken(holder));
+        }
+        let place = match known {
+            Some(place) => place,
+            None => self.add(Peer::new(config))?,
+        };
+        self.set_addresses(place, config.addresses);
+        let had = self.newest_key(place);
+        self.set_key(place, config);
+        let has_new_key = self.newest_key(place) != had && had.is_some();
+        let has_new_endpoint = self.set_rest(place, config, now);
+        Ok(Changed {
+            place,
+            has_new_key,
+            has_new_endpoint,
+        })
+    }
+
+    pub(super) fn forget_key(&mut self, place: u32, slot: Slot) {
+        let Some(peer) = self.get_mut(place) else {
+            return;
+        };
+        let gone = match slot {
+            Slot::Current => peer.current_key.take(),
+            Slot::Previous => peer.previous_key.take(),
+        };
+        if let Some(gone) = gone {
+            self.by_key.remove(&gone.public);
+        }
+    }
+
+    pub(super) fn remove(&mut self, device: &DeviceId) -> Option<(u32, Box<Peer>)> {
+        let place = self.by_device.remove(device)?;
+        let peer = self.places.get_mut(usize::try_from(place).ok()?)?.take()?;
+        for address in peer.addresses.iter() {
+            self.by_address.remove(&address.0);
+        }
+        for key in [&peer.current_key, &peer.previous_key]
+            .into_iter()
+            .flatten()
+        {
+            self.by_key.remove(&key.public);
+        }
+        for session in peer.sessions.iter() {
+            self.by_index.remove(&session.agreed.own_index);
+        }
+        if let Some(handshake) = &peer.handshake {
+            self.by_index.remove(&handshake.own_index);
+        }
+        self.free.push(place);
+        Some((place, peer))
+    }
+
+    fn other(&self, holder: Option<u32>, known: Option<u32>) -> Option<DeviceId> {
+        let holder = holder.filter(|h| Some(*h) != known)?;
+        self.get(holder).map(|peer| peer.device)
+    }
+
+    fn newest_key(&self, place: u32) -> Option<X25519Public> {
+        Some(self.get(place)?.current_key.as_ref()?.public)
+    }
+
+    fn add(&mut self, peer: Peer) -> Result<u32, PeerRefusal> {
+        if self.by_device.len() >= PEERS_MAX {
+            return Err(PeerRefusal::TooMany);
+        }
+        let device = peer.device;
+        let place = match self.free.pop() {
+            Some(place) => {
+                let at = usize::try_from(place).map_err(|_e| PeerRefusal::TooMany)?;
+                if let Some(slot) = self.places.get_mut(at) {
+                    *slot = Some(Box::new(peer));
+                }
+                place
+            }
+            None => {
+                let place = u32::try_from(self.places.len()).map_err(|_e| PeerRefusal::TooMany)?;
+                self.places.push(Some(Box::new(peer)));
+                place
+            }
+        };
+        self.by_device.insert(device, place);
+        Ok(place)
+    }
+
+    fn set_addresses(&mut self, place: u32, addresses: OverlayAddresses) {
+        let Some(peer) = self.get_mut(place) else {
+            return;
+        };
+        let old = std::mem::replace(&mut peer.addresses, addresses);
+        for address in old.iter() {
+            self.by_address.remove(&address.0);
+        }
+        for address in addresses.iter() {
+            self.by_address.insert(address.0, place);
+        }
+    }
+
+    fn set_key(&mut self, place: u32, config: &PeerConfig) {
+        let Some(peer) = self.get_mut(place) else {
+            return;
+        };
+        if config.slot == Slot::Current
+            && peer.previous_key.as_ref().map(|k| k.public) == Some(config.public_key)
+        {
+            std::mem::swap(&mut peer.current_key, &mut peer.previous_key);
+        }
+        if let Some(key) = peer.key_mut(&config.public_key) {
+            key.psk.clone_from(&config.psk);
+            return;
+        }
+        let key = Some(RemoteKey::new(config.public_key, config.psk.clone()));
+        let gone = match config.slot {
+            Slot::Current => {
+                let old = std::mem::replace(&mut peer.current_key, key);
+                match old {
+                    Some(old) => peer.previous_key.replace(old),
+                    None => None,
+                }
+            }
+            Slot::Previous => std::mem::replace(&mut peer.previous_key, key),
+        };
+        if let Some(gone) = gone {
+            self.by_key.remove(&gone.public);
+        }
+        self.by_key.insert(config.public_key, place);
+    }
+
+    /// Sets endpoint and keepalive; returns whether the endpoint is another.
+    fn set_rest(&mut self, place: u32, config: &PeerConfig, now: Mono) -> bool {
+        let Some(peer) = self.get_mut(place) else {
+            return false;
+        };
+        peer.keepalive = config.keepalive;
+        peer.due.persistent = config.keepalive.map(|interval| now + interval);
+        let lives = |s: &Session| s.lives(now) && s.agreed.remote == config.public_key;
+        match config.endpoint {
+            Some(new) if !peer.sessions.iter().any(lives) => {
+                peer.endpoint.replace(new) != Some(new)
+            }
+            Some(_) | None => false,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The replay window: which counters of a session were seen (algorithm of RFC 6479).
+
+/// Counters below the highest seen for which a message is still accepted.
+pub const WINDOW: u64 = BITS - 64;
+
+const BITS: u64 = 2048;
+const WORDS: usize = 32;
+
+/// Remembers the counters of one session.
+#[derive(Debug, Clone)]
+pub struct ReplayWindow {
+    /// One more than the highest counter seen; 0 before the first.
+    next: u64,
+    words: [u64; WORDS],
+}
+
+impl Default for ReplayWindow {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            words: [0; WORDS],
+        }
+    }
+}
+
+impl ReplayWindow {
+    /// Returns whether `counter` is new. Asked before the costly authentication.
+    pub fn is_new(&self, counter: u64) -> bool {
+        if counter >= self.next {
+            return true;
+        }
+        if self.next - 1 - counter >= WINDOW {
+            return false;
+        }
+        let (word, bit) = place(counter);
+        self.words.get(word).is_some_and(|w| w & bit == 0)
+    }
+
+    /// Marks `counter` as seen and returns whether it was new. Only for authenticated messages.
+    pub fn accept(&mut self, counter: u64) -> bool {
+        if !self.is_new(counter) {
+            return false;
+        }
+        if counter >= self.next {
+            self.clear_between(self.next, counter);
+            self.next = counter.saturating_add(1);
+        }
+        let (word, bit) = place(counter);
+        if let Some(w) = self.words.get_mut(word) {
+            *w |= bit;
+        }
+        true
+    }
+
+    /// Empties the words that `counter` moves into the window. `next` is the first unseen one.
+    fn clear_between(&mut self, next: u64, counter: u64) {
+        // The word of `next - 1` is in use; the words after it, up to that of `counter`, are stale.
+        let first = next.div_ceil(64);
+        let last = counter / 64;
+        let from = first.max(last.saturating_sub(BITS / 64 - 1));
+        for block in from..=last {
+            if let Some(w) = self.words.get_mut(place(block.saturating_mul(64)).0) {
+                *w = 0;
+            }
+        }
+    }
+}
+
+fn place(counter: u64) -> (usize, u64) {
+    let word = usize::try_from((counter / 64) % (BITS / 64)).unwrap_or(0);
+    (word, 1 << (counter % 64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn tunnel_replay_table() {
+        let mut window = ReplayWindow::default();
+        for (counter, fresh) in [
+            (0, true),
+            (0, false),
+            (1, true),
+            (9, true),
+            (8, true),
+            (7, true),
+            (7, false),
+            (WINDOW + 9, true),
+            (10, true),
+            (9, false),
+            (WINDOW * 3, true),
+            (WINDOW * 2, false),
+            (WINDOW * 2 + 1, true),
+            (u64::MAX - 1, true),
+            (u64::MAX - 1, false),
+            (u64::MAX - WINDOW, true),
+            (u64::MAX - WINDOW - 1, false),
+        ] {
+            assert_eq!(window.accept(counter), fresh, "{counter}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn tunnel_replay_window_equals_a_set(steps in prop::collection::vec((0u8..4, 0u64..5000), 1..400)) {
+            let mut window = ReplayWindow::default();
+            let mut seen = BTreeSet::new();
+            let mut top = 0u64;
+            for (kind, n) in steps {
+                let counter = match kind {
+                    0 => top + n % 8,
+                    1 => top.saturating_sub(n),
+                    2 => top.saturating_sub(n % 64),
+                    _ => top + n,
+                };
+                let old = seen.iter().next_back().is_some_and(|max: &u64| *max >= counter && max - counter >= WINDOW);
+                let fresh = !old && !seen.contains(&counter);
+                prop_assert_eq!(window.is_new(counter), fresh);
+                prop_assert_eq!(window.accept(counter), fresh);
+                if fresh {
+                    seen.insert(counter);
+                }
+                top = top.max(counter);
+            }
+        }
+    }
+}

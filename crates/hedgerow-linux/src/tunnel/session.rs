@@ -1,0 +1,129 @@
+//! A session: the keys two peers agreed on, used in place on the caller's buffer.
+
+use std::time::Duration;
+
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use hedgerow_model::Mono;
+use hedgerow_model::statement::X25519Public;
+
+use super::message::{HEADER_BYTES, TAG_BYTES, put, transport_header};
+use super::noise::TransportKeys;
+use super::replay::ReplayWindow;
+use super::timers::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+
+/// Who began the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Initiator,
+    Responder,
+}
+
+/// Why a transport message was not opened. The buffer's content is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unopened {
+    Expired,
+    Replayed,
+    Forged,
+}
+
+/// What a session is made of, besides its keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Agreement {
+    pub(super) own_index: u32,
+    pub(super) remote_index: u32,
+    pub(super) side: Side,
+    pub(super) born: Mono,
+    /// The peer's static key in the handshake.
+    pub(super) remote: X25519Public,
+}
+
+/// Transport keys with their counters.
+pub(super) struct Session {
+    pub(super) agreed: Agreement,
+    send: LessSafeKey,
+    receive: LessSafeKey,
+    pub(super) counter: u64,
+    replay: ReplayWindow,
+}
+
+impl Session {
+    pub(super) fn new(agreed: Agreement, keys: &TransportKeys) -> Option<Self> {
+        let key = |bytes: &[u8; 32]| {
+            UnboundKey::new(&CHACHA20_POLY1305, bytes)
+                .map(LessSafeKey::new)
+                .ok()
+        };
+        Some(Self {
+            agreed,
+            send: key(&keys.send)?,
+            receive: key(&keys.receive)?,
+            counter: 0,
+            replay: ReplayWindow::default(),
+        })
+    }
+
+    pub(super) fn age(&self, now: Mono) -> Duration {
+        now.since(self.agreed.born)
+    }
+
+    /// Returns whether it may still carry messages.
+    pub(super) fn lives(&self, now: Mono) -> bool {
+        self.age(now) < REJECT_AFTER_TIME && self.counter < REJECT_AFTER_MESSAGES
+    }
+
+    /// Seals the `len` bytes that stand after [`HEADER_BYTES`] in `buffer`, padded to 16 but not
+    /// beyond `mtu`. Returns the datagram's length; `None` when `buffer` is too short.
+    pub(super) fn seal(&mut self, buffer: &mut [u8], len: usize, mtu: usize) -> Option<usize> {
+        let padded = len.next_multiple_of(16).min(mtu.max(len));
+        let counter = self.counter;
+        let (header, rest) = buffer.split_at_mut_checked(HEADER_BYTES)?;
+        let (text, rest) = rest.split_at_mut_checked(padded)?;
+        let tag_place = rest.get_mut(..TAG_BYTES)?;
+        text.get_mut(len..)?.fill(0);
+        let tag = self
+            .send
+            .seal_in_place_separate_tag(nonce(counter), Aad::empty(), text)
+            .ok()?;
+        self.counter = counter.saturating_add(1);
+        put(
+            header,
+            0,
+            &transport_header(self.agreed.remote_index, counter),
+        );
+        put(tag_place, 0, tag.as_ref());
+        Some(HEADER_BYTES + padded + TAG_BYTES)
+    }
+
+    /// Opens a transport message in place. Returns the length of the text, which stands after
+    /// [`HEADER_BYTES`].
+    pub(super) fn open(
+        &mut self,
+        datagram: &mut [u8],
+        counter: u64,
+        now: Mono,
+    ) -> Result<usize, Unopened> {
+        if self.age(now) >= REJECT_AFTER_TIME || counter >= REJECT_AFTER_MESSAGES {
+            return Err(Unopened::Expired);
+        }
+        if !self.replay.is_new(counter) {
+            return Err(Unopened::Replayed);
+        }
+        let sealed = datagram.get_mut(HEADER_BYTES..).ok_or(Unopened::Forged)?;
+        let text = self
+            .receive
+            .open_in_place(nonce(counter), Aad::empty(), sealed)
+            .map_err(|_e| Unopened::Forged)?;
+        let len = text.len();
+        if self.replay.accept(counter) {
+            Ok(len)
+        } else {
+            Err(Unopened::Replayed)
+        }
+    }
+}
+
+fn nonce(counter: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    put(&mut bytes, 4, &counter.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
