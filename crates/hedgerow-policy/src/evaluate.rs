@@ -125,6 +125,15 @@ pub(crate) enum Clock {
     Hopeful,
 }
 
+/// Whether modes count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Force {
+    /// Every segment and rule in its own mode.
+    AsIs,
+    /// As if everything were enforced: what a policy under observation is meant to do.
+    Enforced,
+}
+
 /// An end with its facts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Party<'w> {
@@ -170,18 +179,16 @@ pub fn evaluate(policy: &Policy, world: &World, flow: &Flow, at: Wall, trusted: 
         protocol: flow.protocol,
         port: flow.port,
     };
-    judge(
-        policy,
-        &case,
-        if trusted {
-            Clock::At(at)
-        } else {
-            Clock::Strict
-        },
-    )
+    let clock = if trusted {
+        Clock::At(at)
+    } else {
+        Clock::Strict
+    };
+    judge(policy, &case, clock, Force::AsIs)
 }
 
-pub(crate) fn judge(policy: &Policy, case: &Case<'_>, clock: Clock) -> Outcome {
+/// Decides at both ends.
+pub(crate) fn judge(policy: &Policy, case: &Case<'_>, clock: Clock, force: Force) -> Outcome {
     let at_end = |party: Party<'_>, receives: bool| {
         let own = party.device()?;
         let mut judge = Judge {
@@ -190,6 +197,7 @@ pub(crate) fn judge(policy: &Policy, case: &Case<'_>, clock: Clock) -> Outcome {
             own,
             receives,
             clock,
+            force,
             steps: Vec::new(),
             simulated: None,
         };
@@ -208,6 +216,7 @@ struct Judge<'c> {
     own: &'c Facts,
     receives: bool,
     clock: Clock,
+    force: Force,
     steps: Vec<Step>,
     /// The first deny rule that is only simulated here.
     simulated: Option<String>,
@@ -396,8 +405,11 @@ impl Judge<'_> {
 
     /// How far this end's own segment is in force for this kind of flow.
     fn segment_mode(&self) -> Mode {
+        if self.force == Force::Enforced {
+            return Mode::Enforce;
+        }
         let mut segments = self.policy.segments.iter();
-        let segment = segments.find(|s| self.picks(&s.select, self.own));
+        let segment = segments.find(|s| picks(self.policy, &s.select, self.own));
         let mesh = self.case.from.device().is_some() && self.case.to.device().is_some();
         match (segment, mesh) {
             (Some(segment), true) => segment.mode,
@@ -408,7 +420,7 @@ impl Judge<'_> {
     }
 
     fn mode_of(&self, rule: &Rule) -> Mode {
-        if rule.is_guardrail() {
+        if rule.is_guardrail() || self.force == Force::Enforced {
             return Mode::Enforce;
         }
         rule.mode.unwrap_or_else(|| self.segment_mode())
@@ -444,7 +456,9 @@ impl Judge<'_> {
 
     fn meant(&self, endpoint: &Endpoint, party: Party<'_>) -> bool {
         match (endpoint, party) {
-            (Endpoint::Devices(selector), Party::Device(facts)) => self.picks(selector, facts),
+            (Endpoint::Devices(selector), Party::Device(facts)) => {
+                picks(self.policy, selector, facts)
+            }
             (Endpoint::Prefixes(prefixes), Party::Address(address)) => {
                 prefixes.iter().any(|p| p.contains(address))
             }
@@ -453,24 +467,6 @@ impl Judge<'_> {
             }
             (Endpoint::Controller, Party::Controller) => true,
             _ => false,
-        }
-    }
-
-    fn picks(&self, selector: &Selector, facts: &Facts) -> bool {
-        let has = |a, wanted: &str| facts.value(a).is_some_and(|v| v.as_ref() == wanted);
-        match selector {
-            Selector::Any => true,
-            Selector::Nothing => false,
-            Selector::Has(a) => facts.value(a).is_some(),
-            Selector::Is(a, wanted) => has(a, wanted),
-            Selector::In(a, wanted) => wanted.iter().any(|w| has(a, w)),
-            Selector::Not(inner) => !self.picks(inner, facts),
-            Selector::Or(a, b) => [a, b].iter().any(|s| self.picks(s, facts)),
-            Selector::And(a, b) => [a, b].iter().all(|s| self.picks(s, facts)),
-            Selector::Segment(index) => {
-                let segment = self.policy.segments.get(*index);
-                segment.is_some_and(|s| self.picks(&s.select, facts))
-            }
         }
     }
 
@@ -489,6 +485,26 @@ impl Judge<'_> {
             (Some(open), _) => open,
             (None, Effect::Allow) => false,
             (None, Effect::Deny) => true,
+        }
+    }
+}
+
+/// Whether a selector means this device.
+pub(crate) fn picks(policy: &Policy, selector: &Selector, facts: &Facts) -> bool {
+    let has = |a, wanted: &str| facts.value(a).is_some_and(|v| v.as_ref() == wanted);
+    let picks = |s: &Selector| picks(policy, s, facts);
+    match selector {
+        Selector::Any => true,
+        Selector::Nothing => false,
+        Selector::Has(a) => facts.value(a).is_some(),
+        Selector::Is(a, wanted) => has(a, wanted),
+        Selector::In(a, wanted) => wanted.iter().any(|w| has(a, w)),
+        Selector::Not(inner) => !picks(inner),
+        Selector::Or(a, b) => [a, b].iter().any(|s| picks(s)),
+        Selector::And(a, b) => [a, b].iter().all(|s| picks(s)),
+        Selector::Segment(index) => {
+            let segment = policy.segments.get(*index);
+            segment.is_some_and(|s| picks(&s.select))
         }
     }
 }

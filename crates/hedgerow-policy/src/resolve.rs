@@ -67,6 +67,8 @@ enum Reading {
     Closed,
     /// The time or the zone is not known: allow rules rest, deny rules apply.
     Unknown,
+    /// What is possible at some time is asked: allow rules apply, deny rules rest.
+    Hopeful,
 }
 
 /// A moment and the reading of every schedule from then on.
@@ -92,6 +94,40 @@ pub struct Resolver<'a> {
 
 /// The refusal by default.
 const DEFAULT: RuleRef = RuleRef(0);
+
+/// Returns the devices among `candidates` that rules let `own` begin flows to, at some time: whom its
+/// names should list. Modes short of enforcement add nobody, and states take nobody away.
+pub fn names_for<'f>(
+    program: &Program,
+    own: &Facts,
+    candidates: impl IntoIterator<Item = &'f Facts>,
+) -> Vec<DeviceId> {
+    let own = own.clone().in_state(None);
+    let allow: Vec<&Predicate> = program
+        .rules
+        .iter()
+        .filter(|r| r.direction == Direction::Out && r.effect == Effect::Allow)
+        .filter(|r| r.own_state.is_none())
+        .filter_map(|r| match &r.target {
+            Target::Peers(predicate) => Some(predicate),
+            Target::Prefixes(_) | Target::Internet | Target::Controller => None,
+        })
+        .collect();
+    let resolver = Resolver::hopeful(program, &own);
+    let mut known: BTreeMap<Vec<usize>, bool> = BTreeMap::new();
+    let reached = candidates.into_iter().filter(|peer| {
+        let peer = (*peer).clone().in_state(None);
+        if peer.id == own.id || !allow.iter().any(|p| holds(p, &own, &peer).unwrap_or(false)) {
+            return false;
+        }
+        let rules = resolver.matching(&peer);
+        *known.entry(rules).or_insert_with_key(|rules| {
+            let lines = resolver.lines(Direction::Out, rules, Mode::Enforce);
+            !refuses(lines.default) || lines.entries.iter().any(|e| !refuses(e.verdict))
+        })
+    });
+    reached.map(|f| f.id).collect()
+}
 
 /// What every rule that matches one other end says, both ways.
 #[derive(Debug, PartialEq, Eq)]
@@ -131,6 +167,20 @@ impl<'a> Resolver<'a> {
             rule_refs,
             limits,
         }
+    }
+
+    /// Reads every schedule so that most passes.
+    fn hopeful(program: &'a Program, own: &'a Facts) -> Self {
+        let now = Now {
+            mono: hedgerow_model::Mono::ZERO,
+            wall: Wall(0),
+            wall_is_trusted: false,
+        };
+        let mut resolver = Self::new(program, own, "", now);
+        for reading in resolver.moments.iter_mut().flat_map(|m| &mut m.readings) {
+            *reading = Reading::Hopeful;
+        }
+        resolver
     }
 
     /// Returns the names that [`RuleRef`] refers to, in every profile of this resolver.
@@ -447,6 +497,7 @@ impl Case<'_, '_> {
             None | Some(Reading::Open) => true,
             Some(Reading::Closed) => false,
             Some(Reading::Unknown) => rule.effect == Effect::Deny,
+            Some(Reading::Hopeful) => rule.effect == Effect::Allow,
         };
         spoken && in_force
     }
