@@ -173,7 +173,7 @@ mod tests {
             ticket: vec![1, 2, 3],
             endpoints: vec![Underlay("192.0.2.1:7117".parse().unwrap())],
             heard_ms: 5,
-            live: number % 2 == 0,
+            live: number.is_multiple_of(2),
         }
     }
 

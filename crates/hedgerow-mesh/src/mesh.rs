@@ -188,6 +188,8 @@ pub struct Mesh {
     budgets: Budgets,
     random: Random,
     counts: Counts,
+    /// Handed out before `output`.
+    removals: VecDeque<Output>,
     output: VecDeque<Output>,
 }
 
@@ -208,6 +210,7 @@ impl Mesh {
             budgets,
             random,
             counts: Counts::default(),
+            removals: VecDeque::new(),
             output: VecDeque::new(),
         }
     }
@@ -222,8 +225,8 @@ impl Mesh {
 
     /// Takes this device's own identity, at the start and after every renewal of ticket or key.
     ///
-    /// The first time, devices that were peers before the restart are introduced to. Later, peers in
-    /// session are told what changed: at once when the labels did, within seconds when the key did.
+    /// The first time, devices that were peers before the restart are introduced to. Later, peers
+    /// are told what changed: at once when the labels did, within seconds when the key did.
     ///
     /// # Errors
     ///
@@ -250,7 +253,7 @@ impl Mesh {
     fn start_over(&mut self, view: View<'_>) {
         let devices: Vec<DeviceId> = self.peers.iter().map(|(device, _)| device).collect();
         for device in devices {
-            self.remove_peer(device, Removal::Ourselves, view);
+            self.remove_peer(device, Removal::Ourselves);
         }
         for device in self.asking.devices() {
             self.give_up(device, Unreachable::NotReady, view.now.mono);
@@ -320,7 +323,7 @@ impl Mesh {
                     self.refuse(Refusal::NotAdmitted, source, Some(device), view.now.mono);
                 }
                 self.give_up(device, Unreachable::NotAdmitted, view.now.mono);
-                self.remove_peer(device, Removal::NotAdmitted, view);
+                self.remove_peer(device, Removal::NotAdmitted);
             }
         }
     }
@@ -330,7 +333,7 @@ impl Mesh {
         match session {
             Session::Established(endpoint) => self.peer_established(device, endpoint, view),
             Session::Idle => self.peer_idle(device, view),
-            Session::Unanswered => self.remove_peer(device, Removal::Unanswered, view),
+            Session::Unanswered => self.remove_peer(device, Removal::Unanswered),
         }
     }
 
@@ -375,7 +378,9 @@ impl Mesh {
     /// Returns the next thing to do, if any. Call it until `None` after every `handle_*`; until then
     /// the queue holds at most a few outputs per peer.
     pub fn poll(&mut self) -> Option<Output> {
-        self.output.pop_front()
+        self.removals
+            .pop_front()
+            .or_else(|| self.output.pop_front())
     }
 
     /// Returns when [`Self::handle_timeout`] next has something to decide, and what that is.
@@ -439,3 +444,6 @@ impl Mesh {
 
 /// A refusal, and the device once its key was proven.
 type Refused = (Refusal, Option<DeviceId>);
+
+#[cfg(test)]
+mod tests;

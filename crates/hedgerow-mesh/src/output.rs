@@ -29,6 +29,7 @@ pub enum Output {
     },
     /// Ask the policy about this device; answer with [`crate::Mesh::handle_admitted`]. When it is
     /// granted, what the kernel needs to judge the device's packets is in force *before* the answer.
+    /// Questions about one device are answered in their order.
     Admit {
         /// Which device.
         device: DeviceId,

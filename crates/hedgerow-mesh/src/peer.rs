@@ -80,7 +80,7 @@ impl Peers {
 
     pub(crate) fn insert(&mut self, peer: Peer) {
         let device = peer.ticket.id;
-        let _: Option<Peer> = self.remove(device);
+        drop(self.remove(device));
         for address in peer.ticket.addresses.iter() {
             self.by_address.insert(address, device);
         }

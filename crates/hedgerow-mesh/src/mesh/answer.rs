@@ -9,11 +9,11 @@
 
 use hedgerow_identity::Verified;
 use hedgerow_identity::statement::verify_binding;
+use hedgerow_model::Now;
 use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{Binding, Ticket, X25519Public};
-use hedgerow_model::{Mono, Now};
 
 use super::ask::{age, same_facts};
 use super::{ANSWER_WITHIN, ANSWERING_MAX, CLOCK_AHEAD_MAX, HEARD_MAX, Mesh, Refused, Timer, View};
@@ -21,7 +21,6 @@ use crate::budget::Spent;
 use crate::introduction::{self, Answer, Ask, IntroductionSecret, MARK_LABEL, Outer, PROLOGUE};
 use crate::noise::{Opening, Responder};
 use crate::output::{Output, Refusal};
-use crate::peer::Shown;
 
 /// A device that asked, verified, while the policy is asked about it.
 pub(super) struct Answering {
@@ -177,7 +176,7 @@ impl Mesh {
         Ok(ticket)
     }
 
-    fn heard(&mut self, key: X25519Public, timestamp_ms: u64) {
+    pub(super) fn heard(&mut self, key: X25519Public, timestamp_ms: u64) {
         if self.heard.len() >= HEARD_MAX && !self.heard.contains_key(&key) {
             let oldest = self
                 .heard

@@ -382,7 +382,9 @@ impl Mesh {
             .pending
             .get_mut(&device)
             .ok_or(refused(Refusal::Unasked))?;
-        if same_facts(&pending.ticket, &found.ticket) {
+        // While the policy still has to speak on the ticket we hold, the answer waits for it too.
+        let same = same_facts(&pending.ticket, &found.ticket);
+        if same && matches!(pending.stage, Stage::Asking) {
             self.found(device, found, view);
             return Ok(());
         }
@@ -390,7 +392,9 @@ impl Mesh {
         pending.stage = Stage::Installing(Box::new(found));
         self.timers
             .set(Timer::Ask(device), view.now.mono + ANSWER_WITHIN);
-        self.output.push_back(Output::Admit { device, ticket });
+        if !same {
+            self.output.push_back(Output::Admit { device, ticket });
+        }
         Ok(())
     }
 

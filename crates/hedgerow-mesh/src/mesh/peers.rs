@@ -41,7 +41,7 @@ impl Mesh {
     ) -> Result<(), Refusal> {
         let device = ticket.id;
         self.check_claims(&ticket, &binding, view.now)?;
-        self.make_room(device, view)?;
+        self.make_room(device)?;
         let state = view.standing.state(device);
         let now = view.now.mono;
         let before = self.peers.remove(device);
@@ -115,12 +115,12 @@ impl Mesh {
         Ok(())
     }
 
-    fn make_room(&mut self, device: DeviceId, view: View<'_>) -> Result<(), Refusal> {
+    fn make_room(&mut self, device: DeviceId) -> Result<(), Refusal> {
         if self.peers.len() < PEERS_MAX || self.peers.get(device).is_some() {
             return Ok(());
         }
         let idle = self.peers.most_idle().ok_or(Refusal::Busy)?;
-        self.remove_peer(idle, Removal::Displaced, view);
+        self.remove_peer(idle, Removal::Displaced);
         Ok(())
     }
 
@@ -160,7 +160,7 @@ impl Mesh {
     }
 
     /// Removes a peer; its removal stands before everything else that is to do.
-    pub(super) fn remove_peer(&mut self, device: DeviceId, reason: Removal, _view: View<'_>) {
+    pub(super) fn remove_peer(&mut self, device: DeviceId, reason: Removal) {
         let Some(peer) = self.peers.remove(device) else {
             return;
         };
@@ -178,7 +178,10 @@ impl Mesh {
             }
         }
         let addresses = peer.ticket.addresses;
-        self.output.push_front(Output::RemovePeer {
+        // What was still to be set for it must not bring it back.
+        self.output
+            .retain(|output| !matches!(output, Output::SetPeer { device: d, .. } if *d == device));
+        self.removals.push_back(Output::RemovePeer {
             device,
             addresses,
             reason,
@@ -218,17 +221,13 @@ impl Mesh {
         }
     }
 
-    /// Plans to tell peers in session what is new about ourselves. A ticket with the same facts and a
+    /// Plans to tell peers what is new about ourselves. A ticket with the same facts and a
     /// later end waits for the next key, or for [`RENEW_BEFORE`].
     pub(super) fn tell_peers(&mut self, view: View<'_>) {
         let Some(shown) = self.own.as_ref().map(|own| own.shown) else {
             return;
         };
-        let in_session = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.idle_since.is_none());
-        let devices: Vec<DeviceId> = in_session.map(|(device, _)| device).collect();
+        let devices: Vec<DeviceId> = self.peers.iter().map(|(device, _)| device).collect();
         for device in devices {
             let Some(peer) = self.peers.get_mut(device) else {
                 continue;
@@ -263,7 +262,7 @@ impl Mesh {
             .collect();
         for (device, removal) in judged {
             match removal {
-                Some(reason) => self.remove_peer(device, reason, view),
+                Some(reason) => self.remove_peer(device, reason),
                 None => self.ask_about_state(device, view),
             }
         }
@@ -295,7 +294,7 @@ impl Mesh {
             .is_some_and(|since| now.since(since) >= IDLE_FORGET);
         let removal = judge(peer, view).or(idle.then_some(Removal::Idle));
         if let Some(reason) = removal {
-            self.remove_peer(device, reason, view);
+            self.remove_peer(device, reason);
             return;
         }
         if peer.old_key.is_some_and(|(_, until)| until <= now) && self.peers.forget_old_key(device)

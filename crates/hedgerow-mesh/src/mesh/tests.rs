@@ -1,0 +1,5 @@
+//! Machines against each other in a network of one seed, and attackers against one machine.
+
+mod attacks;
+mod life;
+mod world;
