@@ -38,6 +38,9 @@ mod satisfy;
 mod trial;
 mod window;
 
+#[cfg(test)]
+mod agreement;
+
 pub use compile::{class_matches, class_of, compile};
 pub use diagnostic::{Diagnostic, Severity};
 pub use evaluate::{Decision, End, Flow, Outcome, Ruling, Step, evaluate};

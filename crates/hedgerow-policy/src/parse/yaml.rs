@@ -9,9 +9,7 @@ use crate::diagnostic::{Findings, Mark};
 /// Deepest nesting of maps and lists.
 const DEPTH_MAX: usize = 24;
 /// Plain words that YAML readers disagree about.
-const AMBIGUOUS: [&str; 10] = [
-    "yes", "no", "on", "off", "true", "false", "null", "~", "y", "n",
-];
+const AMBIGUOUS: [&str; 8] = ["yes", "no", "on", "off", "true", "false", "null", "~"];
 
 /// A value at its place.
 #[derive(Debug, Clone)]
