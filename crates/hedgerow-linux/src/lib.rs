@@ -17,8 +17,13 @@
 //!
 //! Deciding which rules, peers or addresses are right (`hedgerow-policy`, `hedgerow-mesh`, the agent).
 
+pub mod conntrack;
 pub mod disk;
 pub mod hosts;
+pub mod link;
+mod netlink;
+pub mod nft;
+pub mod process;
 pub mod service;
 pub mod tun;
 pub mod tunnel;

@@ -1,0 +1,106 @@
+//! What this process is and what the machine grants it.
+
+use std::io;
+
+use hedgerow_model::Fault;
+
+use crate::disk;
+
+/// Something that enforcement needs and this machine does not give, with its remedy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// Not root: no netlink write, no TUN.
+    #[error("not root: run as root, or grant CAP_NET_ADMIN")]
+    Root,
+    /// The kernel has no nftables, or lacks an expression we need.
+    #[error(
+        "the kernel lacks nftables support: it needs CONFIG_NF_TABLES_INET, NFT_CT, NFT_LIMIT, NFT_LOG, NFT_REJECT and NF_CONNTRACK ({detail})"
+    )]
+    Nftables {
+        /// The kernel's answer.
+        detail: String,
+    },
+    /// No TUN device.
+    #[error("{path} is missing: load the kernel module tun, or give the container the device")]
+    Tun {
+        /// Where it was looked for.
+        path: &'static str,
+    },
+}
+
+impl Missing {
+    /// Returns who has to act.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Root => Fault::Operator,
+            Self::Nftables { .. } | Self::Tun { .. } => Fault::Environment,
+        }
+    }
+}
+
+/// Returns everything that enforcement and the tunnel lack here; empty means that all is there.
+pub fn missing() -> Vec<Missing> {
+    const TUN: &str = "/dev/net/tun";
+    let mut found = Vec::new();
+    if !is_root() {
+        found.push(Missing::Root);
+    }
+    if !std::path::Path::new(TUN).exists() {
+        found.push(Missing::Tun { path: TUN });
+    }
+    if let Err(error) = crate::nft::probe() {
+        let detail = error.to_string();
+        // Without the right to ask, the answer says nothing about the kernel.
+        if is_root() {
+            found.push(Missing::Nftables { detail });
+        }
+    }
+    found
+}
+
+/// Returns whether the process runs as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Returns the kernel's random id of this boot, 36 characters; another one means a reboot.
+///
+/// # Errors
+///
+/// When `/proc` is not mounted.
+pub fn boot_id() -> io::Result<String> {
+    let path = std::path::Path::new("/proc/sys/kernel/random/boot_id");
+    let bytes = disk::read_bounded(path, 64).map_err(|e| e.source)?;
+    let text = bytes.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+/// Returns this machine's name, for events and enrollment requests.
+pub fn host_name() -> String {
+    let names = rustix::system::uname();
+    names.nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_id_is_a_uuid_and_stays() {
+        let id = boot_id().unwrap();
+        assert_eq!(id.len(), 36);
+        assert_eq!(boot_id().unwrap(), id);
+        assert!(!host_name().is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_names_its_remedy() {
+        let text = Missing::Root.to_string();
+        assert!(text.contains("CAP_NET_ADMIN"));
+        let tun = Missing::Tun {
+            path: "/dev/net/tun",
+        };
+        assert!(tun.to_string().contains("module tun"));
+        assert_eq!(tun.fault(), Fault::Environment);
+    }
+}
