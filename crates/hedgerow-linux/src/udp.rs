@@ -1,14 +1,16 @@
 //! The underlay socket: one UDP port for IPv6 and IPv4.
 
+use std::ffi::c_int;
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use hedgerow_model::Fault;
 use hedgerow_model::address::Underlay;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 /// Bytes of socket buffer asked for in each direction, so that a burst survives a busy thread.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -90,6 +92,7 @@ impl Udp {
         };
         let other = |source| UdpError::Other { port, source };
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(other)?;
+        allow_fragments(&socket, dual).map_err(|e| named(port, e))?;
         let bound = socket.local_addr().map_err(other)?.port();
         Ok(Self {
             socket,
@@ -177,6 +180,47 @@ pub fn canonical(from: SocketAddr) -> Underlay {
             }
         },
         SocketAddr::V4(_) => Underlay(from),
+    }
+}
+
+/// Lets the path cut our datagrams where it is narrower than the tunnel believes: slow, but alive.
+fn allow_fragments(socket: &UdpSocket, dual: bool) -> Result<(), Errno> {
+    if dual {
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DONT)?;
+        clear_ipv6_dontfrag(socket)?;
+    }
+    sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT)
+}
+
+/// The one socket option that `rustix` lacks; `quinn-udp` sets it.
+#[expect(unsafe_code, reason = "system call")]
+fn clear_ipv6_dontfrag(socket: &UdpSocket) -> Result<(), Errno> {
+    const IPPROTO_IPV6: c_int = 41;
+    const IPV6_DONTFRAG: c_int = 62;
+    unsafe extern "C" {
+        fn setsockopt(
+            socket: c_int,
+            level: c_int,
+            name: c_int,
+            value: *const c_int,
+            length: u32,
+        ) -> c_int;
+    }
+    let off: c_int = 0;
+    // SAFETY: the descriptor is open, and the kernel reads one `int` of 4 bytes, which `off` is.
+    let result = unsafe {
+        setsockopt(
+            socket.as_raw_fd(),
+            IPPROTO_IPV6,
+            IPV6_DONTFRAG,
+            &raw const off,
+            4,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL))
     }
 }
 

@@ -176,7 +176,12 @@ impl Core {
         let sessions = &mut peer.sessions;
         let old = std::mem::replace(&mut sessions.current, sessions.next.take());
         let gone = std::mem::replace(&mut sessions.previous, old);
+        // A handshake of our own is no longer needed.
+        let given_up = peer.handshake.take().map(|h| h.own_index);
         let (device, endpoint) = (peer.device, peer.endpoint);
+        if let Some(index) = given_up {
+            self.peers.free_index(index);
+        }
         self.free_session(gone.as_deref());
         self.established(device, endpoint);
         self.flush(place, false, now);

@@ -22,6 +22,7 @@ fn tunnel_attack_replayed_initiation_gets_nothing() {
     a.send(&packet(v6(1), v6(2), b"x"), at(1));
     let initiation = a.sent[0].1.clone();
     pump(&mut a, &mut b, at(1));
+    b.got();
     b.receive(stranger(), &initiation, at(2));
     b.receive(a.at, &initiation, at(200));
     assert!(b.sent.is_empty());

@@ -421,6 +421,9 @@ fn tunnel_first_packet_waits_for_the_peer_or_is_refused_at_once() {
     // Refused: the program fails with a reason and does not wait.
     let device = device(2);
     one.handle.send(Command::RemovePeer { device }).unwrap();
+    let (reply, answer) = sync_channel(1);
+    one.handle.send(Command::ListPeers { reply }).unwrap();
+    assert!(answer.recv_timeout(PATIENCE).unwrap().is_empty());
     for (target, errors) in [(v6(2), [13, 113]), (v4(2), [113, 113])] {
         let dst = overlay(target);
         std::thread::scope(|scope| {
@@ -524,6 +527,48 @@ fn tunnel_mesh_datagrams_share_the_port() {
         assert_eq!(bytes, expected);
         assert_eq!(from.0.ip().is_ipv4(), to.0.ip().is_ipv4(), "{from}");
     }
+}
+
+#[test]
+fn tunnel_a_narrower_path_slows_the_stream_and_does_not_stop_it() {
+    let lab = Lab::new();
+    let (one, two) = (lab.tunnel(1), lab.tunnel(2));
+    two.know(1, None);
+    for side in [1, 2] {
+        run(&format!("ip -n {} link set wire mtu 1300", lab.ns(side)));
+    }
+    for (n, endpoint) in ["192.0.2.2:7117", "[fd11::2]:7117"].iter().enumerate() {
+        one.know(2, Some(endpoint));
+        let (endpoint, device) = (Underlay(endpoint.parse().unwrap()), device(2));
+        one.handle
+            .send(Command::MovePeer { device, endpoint })
+            .unwrap();
+        lab.stream((1, 2), v6(2), 1 << 20, || {});
+        lab.stream((2, 1), v4(1), 1 << 20, || {});
+        assert_eq!(one.handle.stats().handshakes_done, 1, "{n}");
+    }
+}
+
+#[test]
+fn tunnel_goes_on_after_its_interface_was_down() {
+    let lab = Lab::new();
+    let (one, two) = (lab.tunnel(1), lab.tunnel(2));
+    one.know(2, Some("192.0.2.2:7117"));
+    two.know(1, Some("192.0.2.1:7117"));
+    lab.ping(1, v4(2));
+    let (ns, dst) = (lab.ns(2), v4(1));
+    run(&format!("ip -n {ns} link set hedgerow0 down"));
+    let ping = format!(
+        "netns exec {} ping -q -c 3 -i 0.05 -W 1 {}",
+        lab.ns(1),
+        v4(2)
+    );
+    let status = Program::new("ip").args(ping.split(' ')).output().unwrap();
+    assert!(!status.status.success());
+    run(&format!("ip -n {ns} link set hedgerow0 up"));
+    run(&format!("ip -n {ns} route add {dst} dev hedgerow0"));
+    lab.ping(1, v4(2));
+    assert!(two.handle.stats().dropped_tun >= 3);
 }
 
 #[test]
