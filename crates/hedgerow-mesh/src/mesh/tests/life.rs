@@ -174,12 +174,12 @@ fn a_new_key_stands_beside_the_old_one_for_the_overlap() {
 }
 
 #[test]
-fn a_year_of_daily_keys_and_tickets_loses_nobody() {
+fn weeks_of_daily_keys_and_tickets_lose_nobody() {
     let mut world = World::new(8, 2);
     world.want(0, 1);
     world.run(SECOND);
     world.establish(0, 1);
-    for day in 0..365u64 {
+    for day in 0..30u64 {
         world.run(Duration::from_secs(DAY - 60));
         for node in 0..2 {
             let secs = world.now_of(node).wall.secs();
