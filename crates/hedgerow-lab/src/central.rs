@@ -226,43 +226,29 @@ impl<'l> Central<'l> {
         )
     }
 
+    /// Applies a policy from inside of the controller's namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the controller refuses it.
+    pub(crate) fn apply_from(directory: &Path, policy: &str) -> Result<Value> {
+        let request = Request {
+            method: "POST",
+            path: "policy/apply",
+            kind: "application/yaml",
+        };
+        request.send(directory, Some(policy), |argv, body| {
+            process::run_with(argv, body)
+        })
+    }
+
     fn ask(&self, method: &str, path: &str, body: Option<(&str, &str)>) -> Result<Value> {
-        let operator = self.directory.join("operator");
-        let file = |name: &str| operator.join(name).to_string_lossy().into_owned();
-        let url = format!("https://{CENTRAL_ADDRESS}:{CENTRAL_PORT}/api/v1/{path}");
-        let (certificate, roots) = (file("operator.pem"), file("ca.pem"));
-        let kind = body.map(|(kind, _)| format!("Content-Type: {kind}"));
-        let mut argv = vec![
-            "curl",
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "40",
-            "--request",
-            method,
-            "--cert",
-            &certificate,
-            "--cacert",
-            &roots,
-            "--write-out",
-            "\n%{http_code}",
-        ];
-        if let Some(kind) = &kind {
-            argv.extend(["--header", kind, "--data-binary", "@-"]);
-        }
-        argv.push(&url);
-        let text = in_namespace_with(CENTRAL, &argv, body.map(|(_, text)| text))?;
-        let (answer, status) = text
-            .trim_end()
-            .rsplit_once('\n')
-            .unwrap_or(("", text.trim()));
-        if !status.starts_with('2') {
-            bail!("{method} {path}: {status}: {}", answer.trim());
-        }
-        match answer.trim() {
-            "" => Ok(Value::Null),
-            text => serde_json::from_str(text).with_context(|| format!("{path}: {text}")),
-        }
+        let kind = body.map_or("", |(kind, _)| kind);
+        Request { method, path, kind }.send(
+            &self.directory,
+            body.map(|(_, text)| text),
+            |argv, body| in_namespace_with(CENTRAL, argv, body),
+        )
     }
 
     /// Makes a token for one device.
@@ -389,6 +375,65 @@ impl<'l> Central<'l> {
             .context("no events")?;
         let is = |event: &&Value| event.get("kind").and_then(Value::as_str) == Some(kind);
         Ok(all.iter().filter(is).cloned().collect())
+    }
+}
+
+struct Request<'r> {
+    method: &'r str,
+    path: &'r str,
+    /// Of the body.
+    kind: &'r str,
+}
+
+impl Request<'_> {
+    fn send(
+        &self,
+        directory: &Path,
+        body: Option<&str>,
+        run: impl Fn(&[&str], Option<&str>) -> Result<String>,
+    ) -> Result<Value> {
+        let Self { method, path, kind } = self;
+        let file = |name: &str| {
+            directory
+                .join("operator")
+                .join(name)
+                .to_string_lossy()
+                .into_owned()
+        };
+        let url = format!("https://{CENTRAL_ADDRESS}:{CENTRAL_PORT}/api/v1/{path}");
+        let (certificate, roots) = (file("operator.pem"), file("ca.pem"));
+        let header = format!("Content-Type: {kind}");
+        let mut argv = vec![
+            "curl",
+            "--silent",
+            "--show-error",
+            "--max-time",
+            "50",
+            "--request",
+            method,
+            "--cert",
+            &certificate,
+            "--cacert",
+            &roots,
+            "--write-out",
+            "\n%{http_code}",
+        ];
+        if body.is_some() {
+            argv.extend(["--header", &header, "--data-binary", "@-"]);
+        }
+        argv.push(&url);
+        let text = run(&argv, body)?;
+        let (answer, status) = text
+            .trim_end()
+            .rsplit_once('\n')
+            .unwrap_or(("", text.trim()));
+        if !status.starts_with('2') {
+            bail!("{method} {path}: {status}: {}", answer.trim());
+        }
+        match answer.trim() {
+            "" => Ok(Value::Null),
+            text => serde_json::from_str(text).with_context(|| format!("{path}: {text}")),
+        }
     }
 }
 

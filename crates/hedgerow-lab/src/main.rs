@@ -16,6 +16,8 @@ mod attack;
 mod central;
 mod clock;
 mod demo;
+mod entropy;
+mod fleet;
 mod lab;
 mod matrix;
 mod plant;
@@ -32,7 +34,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::screen::{Format, Screen};
+use crate::screen::Screen;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -57,6 +59,24 @@ enum Command {
         /// Ends after this act.
         #[arg(long, default_value_t = 9, hide = true)]
         until: u8,
+    },
+    /// Measures a controller with many simulated agents; needs root.
+    Fleet {
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        agents: usize,
+        /// Writes one JSON object per measurement.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The part of `fleet` that runs beside the controller.
+    #[command(hide = true)]
+    FleetInside {
+        /// The controller's pid and a file.
+        order: String,
+        /// Writes one JSON object per measurement.
+        #[arg(long)]
+        json: bool,
     },
     /// Removes what a killed lab left.
     Clean,
@@ -90,9 +110,10 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo { once, json, until } => {
-            let format = if json { Format::Json } else { Format::People };
-            demo::run(Screen::new(format), demo::Options { once, until })
+            demo::run(Screen::of(json), demo::Options { once, until })
         }
+        Command::Fleet { agents, json } => fleet::run(Screen::of(json), agents, json),
+        Command::FleetInside { order, json } => fleet::inside(Screen::of(json), &order),
         Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),
         Command::Supervise {
             directory,

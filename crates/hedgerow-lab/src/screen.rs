@@ -13,7 +13,7 @@ use crate::probe::End;
 
 /// How results are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
+enum Format {
     /// Tables and marks.
     People,
     /// One JSON object per act.
@@ -52,8 +52,13 @@ pub(crate) struct Act {
 }
 
 impl Screen {
+    /// Makes a screen for programs if `json`, else for people.
+    pub(crate) fn of(json: bool) -> Self {
+        Self::new(if json { Format::Json } else { Format::People })
+    }
+
     /// Makes a screen; colours only on a terminal, and not when `NO_COLOR` is set.
-    pub(crate) fn new(format: Format) -> Self {
+    fn new(format: Format) -> Self {
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         Self { format, colours }
     }

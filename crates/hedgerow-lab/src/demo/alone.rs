@@ -113,7 +113,7 @@ pub(crate) fn without_agent(stage: &mut Stage<'_>) -> Result<bool> {
         "agent restarted",
         Ok(format!("ready after {} ms", clock::ms_since(start))),
     );
-    stage.expect_event(&mut act, "table_adopted", Some("nvr"), |_| true);
+    stage.expect_event(&mut act, "table_adopted", Some("nvr"));
     stage.central.settled(&stage.all(), SETTLE)?;
     stage.compare(&mut act, |pair| verdict(&prediction, pair), Verdict::DENY)?;
     Ok(act.end())

@@ -295,3 +295,19 @@ fn stream(stage: &Stage<'_>, act: &mut Act) -> Result<()> {
 pub(crate) fn involves(pair: &Pair, name: &str) -> bool {
     find(name).is_some_and(|d| pair.from == d.name || pair.to == d.name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_policy_has_no_findings() {
+        let (policy, findings) = hedgerow_policy::parse(POLICY, "examples/plant.yaml");
+        let findings: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert!(
+            findings.is_empty() && policy.is_some(),
+            "{}",
+            findings.join("\n")
+        );
+    }
+}

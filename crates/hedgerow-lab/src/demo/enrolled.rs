@@ -57,7 +57,7 @@ pub(crate) fn play(lab: &Lab, screen: Screen) -> Result<(Stage<'_>, bool)> {
     // The plant's own network is only observed until the policy says otherwise.
     stage.compare(&mut act, |_| Verdict::DENY, Verdict::ALLOW)?;
     for name in ["sensor-1", "plc-2"] {
-        stage.expect_event(&mut act, "device_enrolled", Some(name), |_| true);
+        stage.expect_event(&mut act, "device_enrolled", Some(name));
     }
     let held = act.end();
     Ok((stage, held))

@@ -98,13 +98,18 @@ impl<'l> Stage<'l> {
         Ok(prediction)
     }
 
-    /// Records that the controller got an event of `kind` that `fits`, after it had `before` many.
-    pub(crate) fn expect_event(
+    /// Records whether the controller has got an event of `kind`.
+    pub(crate) fn expect_event(&self, act: &mut Act, kind: &str, device: Option<&str>) {
+        self.expect_event_since(act, kind, device, 0);
+    }
+
+    /// Records whether the controller has got an event of `kind` since that many seconds after 1970.
+    pub(crate) fn expect_event_since(
         &self,
         act: &mut Act,
         kind: &str,
         device: Option<&str>,
-        fits: impl Fn(&Value) -> bool,
+        since: u64,
     ) {
         let id = device.and_then(|name| self.central.device(name).ok());
         let id = id.and_then(|record| record.get("id")?.as_str().map(str::to_owned));
@@ -112,7 +117,11 @@ impl<'l> Stage<'l> {
             let events = self.central.events(kind)?;
             let matches = |event: &&Value| {
                 let of = event.get("device").and_then(Value::as_str);
-                fits(event) && id.as_deref().is_none_or(|id| of == Some(id))
+                let at = event
+                    .get("at_ms")
+                    .and_then(Value::as_u64)
+                    .unwrap_or_default();
+                at >= since * 1000 && id.as_deref().is_none_or(|id| of == Some(id))
             };
             Ok(events.iter().rev().find(matches).cloned())
         });
