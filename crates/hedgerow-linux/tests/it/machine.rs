@@ -1,0 +1,189 @@
+//! Links, routes and files of a real machine.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use hedgerow_linux::hosts::{self, Entries};
+use hedgerow_linux::link::{self, Link, LinkError, ROUTE_PROTOCOL};
+use hedgerow_linux::nft::{self, Ownership};
+use hedgerow_linux::process;
+use hedgerow_model::address::Prefix;
+
+use crate::namespace::Namespace;
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+#[test]
+fn an_interface_is_configured_and_configuring_it_twice_changes_nothing() {
+    let inside = Namespace::new("link");
+    inside.ip("link add tun9 type dummy");
+    inside.run(|| {
+        let link = Link::find("tun9").unwrap();
+        for _ in 0..2 {
+            link.set_mtu(1420).unwrap();
+            link.set_up().unwrap();
+            link.add_address("fd00:7::a".parse().unwrap(), 128).unwrap();
+            link.add_address("100.80.0.10".parse().unwrap(), 32)
+                .unwrap();
+            for pool in ["fd00:7::/48", "100.80.0.0/12"] {
+                link.add_route(prefix(pool)).unwrap();
+                link::add_unreachable(prefix(pool)).unwrap();
+            }
+        }
+    });
+    let shown = inside.ip("-o link show tun9");
+    assert!(
+        shown.contains("mtu 1420") && shown.contains(",UP"),
+        "{shown}"
+    );
+    let shown = inside.ip("-o addr show tun9");
+    assert!(
+        shown.contains("fd00:7::a/128") && shown.contains("100.80.0.10/32"),
+        "{shown}"
+    );
+    let six = inside.ip("-6 route show proto 71");
+    let four = inside.ip("-4 route show proto 71");
+    assert_eq!(six.lines().count(), 2, "{six}");
+    assert_eq!(four.lines().count(), 2, "{four}");
+    // Without the interface, the unreachable route is what is left.
+    inside.run(|| Link::find("tun9").unwrap().delete().unwrap());
+    let left = inside.ip("-6 route show proto 71") + &inside.ip("-4 route show proto 71");
+    assert!(left.lines().all(|l| l.starts_with("unreachable")), "{left}");
+    assert_eq!(left.lines().count(), 2, "{left}");
+    inside.run(|| {
+        for _ in 0..2 {
+            link::remove_unreachable(prefix("fd00:7::/48")).unwrap();
+        }
+        let routes = link::routes().unwrap();
+        assert!(
+            routes
+                .iter()
+                .any(|r| r.destination == prefix("100.80.0.0/12"))
+        );
+        assert!(
+            !routes
+                .iter()
+                .any(|r| r.destination == prefix("fd00:7::/48"))
+        );
+        assert!(matches!(Link::find("tun9"), Err(LinkError::Absent { .. })));
+    });
+}
+
+#[test]
+fn foreign_routes_that_overlap_a_pool_are_listed_and_ours_are_not() {
+    let inside = Namespace::new("overlap");
+    for command in [
+        "link add lan0 type dummy",
+        "link set lan0 up",
+        "addr add 100.81.0.1/24 dev lan0",
+        "route add default dev lan0",
+        "link add tun9 type dummy",
+        "link set tun9 up",
+    ] {
+        inside.ip(command);
+    }
+    inside.run(|| {
+        let tunnel = Link::find("tun9").unwrap();
+        tunnel
+            .add_address("100.80.0.10".parse().unwrap(), 32)
+            .unwrap();
+        let pools = [prefix("100.80.0.0/12"), prefix("fd00:7::/48")];
+        pools.iter().for_each(|p| tunnel.add_route(*p).unwrap());
+        let found = link::overlaps(&pools, Some(&tunnel)).unwrap();
+        let found: Vec<_> = found.iter().map(|r| r.destination).collect();
+        assert_eq!(found, [prefix("100.81.0.0/24")]);
+        let ours = link::routes().unwrap();
+        assert_eq!(
+            ours.iter().filter(|r| r.protocol == ROUTE_PROTOCOL).count(),
+            2
+        );
+    });
+}
+
+#[test]
+fn an_interface_is_waited_for_as_long_as_was_said() {
+    let inside = Namespace::new("wait");
+    inside.run(|| {
+        let none = Link::wait("late0", Duration::from_millis(50));
+        assert!(matches!(none, Err(LinkError::Absent { .. })));
+    });
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| inside.run(|| Link::wait("late0", Duration::from_secs(20))));
+        inside.ip("link add late0 type dummy");
+        assert_eq!(waiting.join().unwrap().unwrap().name(), "late0");
+    });
+}
+
+#[test]
+fn this_machine_has_what_enforcement_needs() {
+    let inside = Namespace::new("probe");
+    assert_eq!(inside.run(nft::probe).unwrap(), Ownership::Owned);
+    assert_eq!(
+        inside.nft_ok(&["list", "tables"]),
+        "",
+        "the probe left something"
+    );
+    let missing = inside.run(process::missing);
+    let serious: Vec<_> = missing
+        .iter()
+        .filter(|m| !matches!(m, process::Missing::Tun { .. }))
+        .collect();
+    assert!(serious.is_empty(), "{serious:?}");
+}
+
+const CHILD: &str = "HEDGEROW_TEST_HOSTS_CHILD";
+
+#[test]
+fn a_hosts_file_that_is_a_mount_point_is_written_in_place() {
+    if let Ok(path) = std::env::var(CHILD) {
+        write_mounted(Path::new(&path));
+        return;
+    }
+    let directory = std::env::temp_dir().join(format!("hgt-linux-hosts-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("hosts");
+    std::fs::write(&file, "127.0.0.1\tlocalhost\n").unwrap();
+    // A process of its own, because the mount namespace is.
+    let name = "machine::a_hosts_file_that_is_a_mount_point_is_written_in_place";
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(CHILD, &file)
+        .status()
+        .unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let litter = std::fs::read_dir(&directory).unwrap().count();
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert!(status.success());
+    assert_eq!(
+        text, "127.0.0.1\tlocalhost\n",
+        "the mount was written, not what lies below"
+    );
+    assert_eq!(litter, 1 + 1, "the mount's source and target");
+}
+
+fn write_mounted(file: &Path) {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change};
+    use rustix::thread::{UnshareFlags, unshare};
+    let source = file.with_file_name("source");
+    std::fs::write(&source, "127.0.0.1\tlocalhost\n").unwrap();
+    std::thread::spawn({
+        let file = file.to_owned();
+        move || {
+            // SAFETY-free: the safe call separates this thread's file system state first.
+            unshare(UnshareFlags::FS | UnshareFlags::NEWNS).unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).unwrap();
+            mount_bind(&source, &file).unwrap();
+            let entries = Entries::from([("fd00:7::1".parse().unwrap(), vec!["plc-1".to_owned()])]);
+            hosts::write(&file, &entries).unwrap();
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert!(text.contains("fd00:7::1\tplc-1\n"), "{text}");
+            let _ = MountFlags::empty();
+        }
+    })
+    .join()
+    .unwrap();
+}
