@@ -1,7 +1,7 @@
 //! The compiled form against the meaning: whatever the policy, the devices, their states, the packet
 //! and the time, both ends decide as the evaluator says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -20,20 +20,27 @@ use crate::{
 };
 
 /// Choices drawn from bytes, so that a failing case shrinks; zero when they run out.
-struct Tape<'t>(std::slice::Iter<'t, u8>);
+struct Tape<'t> {
+    bytes: std::slice::Iter<'t, u8>,
+    /// Whether every rule carries one and the same limit, so that none contradict.
+    limits: bool,
+}
 
 impl<'t> Tape<'t> {
     fn new(bytes: &'t [u8]) -> Self {
-        Self(bytes.iter())
+        Self {
+            bytes: bytes.iter(),
+            limits: false,
+        }
     }
 
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
-        let byte = self.0.next().copied().unwrap_or(0);
+        let byte = self.bytes.next().copied().unwrap_or(0);
         choices[usize::from(byte) % choices.len()]
     }
 
     fn chance(&mut self, one_in: u8) -> bool {
-        self.0.next().copied().unwrap_or(0) % one_in == one_in - 1
+        self.bytes.next().copied().unwrap_or(0) % one_in == one_in - 1
     }
 
     fn selector(&mut self, depth: u8) -> String {
@@ -153,7 +160,10 @@ impl<'t> Tape<'t> {
             }
         } else {
             text += &flows;
-            if self.chance(8) && !flows.contains("to: \"internet") && !flows.contains("/0\"") {
+            if (self.limits || self.chance(12))
+                && !flows.contains("to: \"internet")
+                && !flows.contains("/0\"")
+            {
                 text += ", limit: { rate: 8 Mbit/s, per: source }";
             }
         }
@@ -167,6 +177,7 @@ impl<'t> Tape<'t> {
     }
 
     fn policy(&mut self) -> String {
+        self.limits = self.chance(3);
         let modes = ["enforce", "enforce", "simulate", "observe"];
         let (m1, m2) = (self.pick(&modes), self.pick(&modes));
         let (u1, u2) = (
@@ -182,7 +193,7 @@ impl<'t> Tape<'t> {
              segments:\n  g1: {{ select: \"role=a\", mode: {m1}, underlay: {u1} }}\n  \
              g2: {{ select: \"role=b and not segment=g1\", mode: {m2}, underlay: {u2} }}\n",
         );
-        let count = usize::from(self.pick(&[0u8, 1, 2, 3, 4, 5, 6]));
+        let count = usize::from(self.pick(&[2u8, 3, 4, 5, 6, 8, 12]));
         let rules: Vec<String> = (0..count).map(|i| self.rule(i)).collect();
         let allows: Vec<usize> = rules
             .iter()
@@ -190,7 +201,7 @@ impl<'t> Tape<'t> {
             .filter(|(_, r)| !r.contains("deny"))
             .map(|(i, _)| i)
             .collect();
-        if self.chance(2) {
+        if self.chance(3) {
             text += "guardrails:\n";
             for i in 0..self.pick(&[1, 2]) {
                 let deny = !self.chance(3);
@@ -225,6 +236,9 @@ impl<'t> Tape<'t> {
 
     fn world(&mut self) -> Vec<Facts> {
         let states = [
+            None,
+            None,
+            None,
             None,
             None,
             None,
@@ -315,6 +329,35 @@ fn expected(decision: &Decision, resolver: &Resolver<'_>) -> Verdict {
     }
 }
 
+/// Removes the lines that are refused, which only rules that contradict others may be.
+fn accepted(mut text: String) -> Policy {
+    loop {
+        let (policy, findings) = parse(&text, "random");
+        if let Some(policy) = policy {
+            return policy;
+        }
+        let errors = findings
+            .iter()
+            .filter(|d| d.severity == crate::Severity::Error);
+        let mut bad = BTreeSet::new();
+        for error in errors {
+            let line = text
+                .lines()
+                .nth(error.line as usize - 1)
+                .unwrap_or_default();
+            assert!(line.starts_with("  - {"), "{error}\n{text}");
+            bad.insert(error.line as usize - 1);
+        }
+        let lines = text.lines().enumerate().filter(|(i, _)| !bad.contains(i));
+        let lines: Vec<&str> = lines.map(|(_, l)| l).collect();
+        let empty = |i: usize| {
+            lines[i].ends_with("s:") && !lines.get(i + 1).is_some_and(|l| l.starts_with("  "))
+        };
+        let kept = (0..lines.len()).filter(|i| !empty(*i)).map(|i| lines[i]);
+        text = kept.collect::<Vec<_>>().join("\n") + "\n";
+    }
+}
+
 struct Bench {
     policy: Policy,
     world: World,
@@ -323,34 +366,19 @@ struct Bench {
 }
 
 impl Bench {
-    /// None when the tape spells a policy that is refused.
-    fn new(bytes: &[u8]) -> Option<Self> {
+    fn new(bytes: &[u8]) -> Self {
         let mut tape = Tape::new(bytes);
         let devices = tape.world();
-        let text = tape.policy();
-        let (policy, findings) = parse(&text, "random");
-        let refused = |d: &crate::Diagnostic| {
-            let known = [
-                "contradicts",
-                "allows nothing",
-                "whatever is not",
-                "no device of the mesh",
-            ];
-            d.severity == crate::Severity::Warning || known.iter().any(|k| d.message.contains(k))
-        };
-        if let Some(finding) = findings.iter().find(|d| !refused(d)) {
-            panic!("{finding}\n{text}");
-        }
-        let policy = policy?;
+        let policy = accepted(tape.policy());
         let compiled = devices.iter().map(|f| (f.id, compile(&policy, f).unwrap()));
         let programs = compiled.collect();
         let world = World::new(devices.clone());
-        Some(Self {
+        Self {
             policy,
             world,
             devices,
             programs,
-        })
+        }
     }
 
     fn outcome(&self, from: End, to: End, point: (Protocol, u16), at: Wall, ok: bool) -> Outcome {
@@ -504,12 +532,13 @@ proptest! {
 
     #[test]
     fn both_ends_decide_as_the_evaluator_says(
-        bytes in proptest::collection::vec(any::<u8>(), 60..260),
+        bytes in proptest::collection::vec(any::<u8>(), 250..700),
         at in times(),
         wait in 0u64..8 * 24 * 60,
         trusted in any::<bool>(),
     ) {
-        if let Some(bench) = Bench::new(&bytes) {
+        let bench = Bench::new(&bytes);
+        {
             let later = Wall(at.0 + wait * 60_000);
             for own in &bench.devices {
                 for peer in bench.devices.iter().filter(|p| p.id != own.id) {
@@ -521,12 +550,13 @@ proptest! {
 
     #[test]
     fn the_underlay_is_decided_as_the_evaluator_says(
-        bytes in proptest::collection::vec(any::<u8>(), 60..260),
+        bytes in proptest::collection::vec(any::<u8>(), 250..700),
         at in times(),
         wait in 0u64..8 * 24 * 60,
         trusted in any::<bool>(),
     ) {
-        if let Some(bench) = Bench::new(&bytes) {
+        let bench = Bench::new(&bytes);
+        {
             let later = Wall(at.0 + wait * 60_000);
             for own in bench.devices.iter().take(3) {
                 bench.underlay(own, at, later, trusted);
@@ -536,10 +566,11 @@ proptest! {
 
     #[test]
     fn programs_fit_their_class_survive_the_wire_and_name_whom_they_reach(
-        bytes in proptest::collection::vec(any::<u8>(), 60..260),
+        bytes in proptest::collection::vec(any::<u8>(), 250..700),
         at in times(),
     ) {
-        if let Some(bench) = Bench::new(&bytes) {
+        let bench = Bench::new(&bytes);
+        {
             for own in &bench.devices {
                 let program = &bench.programs[&own.id];
                 for other in &bench.devices {
@@ -569,18 +600,4 @@ proptest! {
     fn random_bytes_never_panic_the_parser(text in ".{0,300}") {
         parse(&text, "random");
     }
-}
-
-#[test]
-fn most_random_policies_are_accepted() {
-    use proptest::strategy::ValueTree as _;
-    let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let tapes = proptest::collection::vec(any::<u8>(), 60..260);
-    let accepted = (0..200)
-        .filter(|_| Bench::new(&tapes.new_tree(&mut runner).unwrap().current()).is_some())
-        .count();
-    assert!(
-        accepted >= 100,
-        "only {accepted} of 200 random policies say anything"
-    );
 }
