@@ -1,5 +1,7 @@
 //! Attack tools: forged packets, a stranger's datagrams, a copied disk.
 
+pub(crate) mod foreign;
+
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};

@@ -28,7 +28,8 @@ mod screen;
 mod supervise;
 mod witness;
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -92,6 +93,14 @@ enum Command {
         #[arg(last = true, required = true)]
         argv: Vec<String>,
     },
+    /// Introduces a device of another trust domain: an attack.
+    #[command(hide = true)]
+    Introduce {
+        /// State directory of the device attacked.
+        state: PathBuf,
+        /// Where its mesh listens.
+        endpoint: SocketAddr,
+    },
     /// Tries connections: one end of a probe.
     #[command(hide = true)]
     Probe,
@@ -127,6 +136,7 @@ fn main() -> ExitCode {
             argv,
         })
         .map(|()| true),
+        Command::Introduce { state, endpoint } => introduce(&state, endpoint),
         Command::Probe => probe::probe().map(|()| true),
         Command::Respond { tcp, udp } => probe::respond(&tcp, &udp).map(|()| true),
     };
@@ -138,6 +148,16 @@ fn main() -> ExitCode {
             ExitCode::from(4)
         }
     }
+}
+
+/// Says how many answers a stranger got.
+#[expect(
+    clippy::print_stdout,
+    reason = "the part of an attack that runs inside a namespace"
+)]
+fn introduce(state: &Path, endpoint: SocketAddr) -> anyhow::Result<bool> {
+    println!("{}", attack::foreign::introduce(state, endpoint)?);
+    Ok(true)
 }
 
 #[expect(

@@ -14,7 +14,7 @@ use crate::attack::{self, Forged};
 use crate::plant::{self, CENTRAL_ADDRESS, Protocol, in_namespace};
 use crate::programs::{self, Network};
 use crate::screen::Act;
-use crate::{clock, process, witness};
+use crate::{clock, matrix, process, witness};
 
 const TUNNEL: &str = "hedgerow0";
 /// Where the mesh listens.
@@ -137,6 +137,18 @@ fn stranger(stage: &Stage<'_>, act: &mut Act) -> Result<()> {
         answers == 0,
     );
     stage.expect_event_since(act, "message_refused", Some("plc-2"), since);
+    let since = clock::wall_secs();
+    let state = stage.agent("plc-2")?.directory.join("state");
+    let endpoint = format!("{}:{MESH_PORT}", plc.underlay());
+    let own = matrix::own_program()?;
+    let answers = in_namespace(
+        STRANGER,
+        &[&own, "introduce", &state.to_string_lossy(), &endpoint],
+    )?;
+    let measured = format!("{} answers", answers.trim());
+    let what = "stranger introduces itself with a ticket of another trust domain";
+    act.check(what, "silence", &measured, answers.trim() == "0");
+    stage.expect_event_since(act, "introduction_refused", Some("plc-2"), since);
     Ok(())
 }
 
