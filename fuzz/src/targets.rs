@@ -1,0 +1,142 @@
+//! One function per decoder of bytes that others wrote. The fuzzer and the corpus replay share them.
+//!
+//! A target passes when it returns: nothing here may panic, overflow or grow without bound.
+
+use hedgerow_identity::certificate::{CaFacts, LeafFacts};
+use hedgerow_identity::cose::Envelope;
+use hedgerow_identity::enroll::Token;
+use hedgerow_identity::enroll::wire::{EnrollReply, EnrollRequest, FrameBuffer, Hello};
+use hedgerow_identity::trust::Trust;
+use hedgerow_mesh::Memory;
+use hedgerow_mesh::introduction::{Answer, Ask};
+use hedgerow_model::id::Digest;
+use hedgerow_model::program::Program;
+use hedgerow_model::statement::{
+    Beacon, Binding, Manifest, Names, RevocationList, SignedProgramBody, SiteConfig, States, Ticket,
+};
+use hedgerow_model::wire::decode_canonical;
+use hedgerow_sync::frame::FrameReader;
+use hedgerow_sync::message::{ToAgent, ToController};
+
+/// A target's name, which is also its corpus folder, and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    ("statement", statement),
+    ("manifest", manifest),
+    ("program", program),
+    ("certificate", certificate),
+    ("enroll", enroll),
+    ("token", token),
+    ("frame", frame),
+    ("to_controller", to_controller),
+    ("to_agent", to_agent),
+    ("introduction", introduction),
+    ("memory", memory),
+    ("wireguard", wireguard),
+    ("inner", inner),
+    ("policy", policy),
+];
+
+/// COSE envelopes and every statement they may carry.
+pub fn statement(data: &[u8]) {
+    let payload = Envelope::decode(data).map_or(data, |e| e.unverified_payload());
+    drop(decode_canonical::<Ticket>("ticket", payload));
+    drop(decode_canonical::<Binding>("binding", payload));
+    drop(decode_canonical::<RevocationList>("revocations", payload));
+    drop(decode_canonical::<States>("states", payload));
+    drop(decode_canonical::<SiteConfig>("config", payload));
+    drop(decode_canonical::<Names>("names", payload));
+    drop(decode_canonical::<Beacon>("beacon", payload));
+    drop(decode_canonical::<SignedProgramBody>("program", payload));
+}
+
+/// Signed manifests, before and after the pin.
+pub fn manifest(data: &[u8]) {
+    drop(Trust::pinned(Digest::default(), data));
+    drop(decode_canonical::<Manifest>("manifest", data));
+}
+
+/// Compiled programs.
+pub fn program(data: &[u8]) {
+    drop(decode_canonical::<Program>("program", data));
+}
+
+/// Certificates and certification requests.
+pub fn certificate(data: &[u8]) {
+    drop(LeafFacts::parse(data));
+    drop(CaFacts::parse(data));
+    drop(hedgerow_identity::csr::parse(data));
+}
+
+/// The enrollment protocol's messages and frames.
+pub fn enroll(data: &[u8]) {
+    drop(Hello::decode_body(data));
+    drop(EnrollRequest::decode_body(data));
+    drop(EnrollReply::decode_body(data));
+    let mut frames = FrameBuffer::new(1 << 16);
+    for piece in data.chunks(7) {
+        frames.push(piece);
+        while let Ok(Some(_)) = frames.pop() {}
+    }
+}
+
+/// Enrollment tokens as pasted text.
+pub fn token(data: &[u8]) {
+    drop(Token::parse(&String::from_utf8_lossy(data)));
+}
+
+/// The sync protocol's frames, in uneven pieces.
+pub fn frame(data: &[u8]) {
+    let mut reader = FrameReader::new(1 << 20);
+    for piece in data.chunks(13) {
+        let mut rest = piece;
+        loop {
+            match reader.next_message(&mut rest) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Messages of agents.
+pub fn to_controller(data: &[u8]) {
+    drop(ToController::decode(data));
+}
+
+/// Messages of controllers.
+pub fn to_agent(data: &[u8]) {
+    drop(ToAgent::decode(data));
+}
+
+/// The sealed content of introductions.
+pub fn introduction(data: &[u8]) {
+    drop(Ask::decode(data));
+    drop(Answer::decode(data));
+}
+
+/// The cache of peers once met.
+pub fn memory(data: &[u8]) {
+    drop(Memory::decode(data));
+}
+
+/// Datagrams on the mesh's UDP port.
+pub fn wireguard(data: &[u8]) {
+    drop(hedgerow_linux::tunnel::message::decode(data));
+}
+
+/// Packets that come out of a tunnel.
+pub fn inner(data: &[u8]) {
+    drop(hedgerow_linux::tunnel::inner::decode(data));
+    drop(hedgerow_linux::tunnel::inner::refusal(data));
+}
+
+/// Policy files.
+pub fn policy(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        drop(hedgerow_policy::parse(text, "fuzz.yaml"));
+    }
+}
