@@ -564,16 +564,7 @@ impl Core {
             return;
         };
         let had = !peer.sessions.is_empty();
-        let sessions = &mut peer.sessions;
-        let ended: Vec<u32> = [
-            &mut sessions.current,
-            &mut sessions.previous,
-            &mut sessions.next,
-        ]
-        .into_iter()
-        .filter_map(|s| s.take_if(|s| s.age(now) >= timers::REJECT_AFTER_TIME))
-        .map(|s| s.agreed.own_index)
-        .collect();
+        let ended = peer.sessions.expire(now);
         if had && peer.sessions.is_empty() {
             let device = peer.device;
             peer.due.reply = None;

@@ -173,9 +173,8 @@ impl Core {
         let Some(peer) = self.peers.get_mut(place) else {
             return;
         };
-        let sessions = &mut peer.sessions;
-        let old = std::mem::replace(&mut sessions.current, sessions.next.take());
-        let gone = std::mem::replace(&mut sessions.previous, old);
+        let next = peer.sessions.next.take();
+        let gone = peer.sessions.advance(next);
         // A handshake of our own is no longer needed.
         let given_up = peer.handshake.take().map(|h| h.own_index);
         let (device, endpoint) = (peer.device, peer.endpoint);
@@ -198,17 +197,9 @@ impl Core {
         peer.handshake = None;
         peer.due.reply = None;
         peer.last_received = Some(now.mono);
-        let sessions = &mut peer.sessions;
-        let old = sessions.current.replace(Box::new(session));
-        // A session the peer may be about to use is kept in preference to the one before.
-        let (kept, gone) = match sessions.next.take() {
-            Some(next) => (Some(next), old),
-            None => (old, None),
-        };
-        let older = std::mem::replace(&mut sessions.previous, kept);
+        let gone = peer.sessions.advance(Some(Box::new(session)));
         let (device, endpoint) = (peer.device, peer.endpoint);
         self.free_session(gone.as_deref());
-        self.free_session(older.as_deref());
         self.established(device, endpoint);
         // The peer waits for proof that we have the keys.
         self.flush(place, true, now);

@@ -14,6 +14,7 @@ use super::limits::cookie_is_fresh;
 use super::mac::{Cookie, MacKeys};
 use super::noise::{Initiator, Timestamp};
 use super::session::Session;
+use super::timers::REJECT_AFTER_TIME;
 use super::waiting::Queue;
 use super::{PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Slot};
 
@@ -69,20 +70,22 @@ pub(super) struct SentMac {
     pub(super) remote: X25519Public,
 }
 
-/// Up to three sessions overlap.
+/// Up to four sessions overlap.
 #[derive(Default)]
 pub(super) struct Sessions {
     /// In use.
     pub(super) current: Option<Box<Session>>,
-    /// The one before: packets on the way are still opened.
-    pub(super) previous: Option<Box<Session>>,
+    /// The ones before, newest first: packets on the way are still opened. Two, because when both
+    /// peers begin a handshake at once, two sessions follow each other at once.
+    pub(super) previous: [Option<Box<Session>>; 2],
     /// We responded; used once the peer has.
     pub(super) next: Option<Box<Session>>,
 }
 
 impl Sessions {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
-        let all = [&self.current, &self.previous, &self.next];
+        let [newer, older] = &self.previous;
+        let all = [&self.current, &self.next, newer, older];
         all.into_iter().filter_map(|s| s.as_deref())
     }
 
@@ -91,10 +94,29 @@ impl Sessions {
     }
 
     pub(super) fn by_index(&mut self, index: u32) -> Option<&mut Session> {
-        [&mut self.current, &mut self.previous, &mut self.next]
-            .into_iter()
+        self.slots()
             .filter_map(|s| s.as_deref_mut())
             .find(|s| s.agreed.own_index == index)
+    }
+
+    /// Uses `new` from now on; returns the session that is forgotten for it.
+    pub(super) fn advance(&mut self, new: Option<Box<Session>>) -> Option<Box<Session>> {
+        let old = std::mem::replace(&mut self.current, new)?;
+        let [newer, older] = &mut self.previous;
+        std::mem::replace(older, newer.replace(old))
+    }
+
+    /// Drops the sessions that are older than they may be; returns their indexes.
+    pub(super) fn expire(&mut self, now: Mono) -> Vec<u32> {
+        self.slots()
+            .filter_map(|s| s.take_if(|s| s.age(now) >= REJECT_AFTER_TIME))
+            .map(|s| s.agreed.own_index)
+            .collect()
+    }
+
+    fn slots(&mut self) -> impl Iterator<Item = &mut Option<Box<Session>>> {
+        let [newer, older] = &mut self.previous;
+        [&mut self.current, &mut self.next, newer, older].into_iter()
     }
 
     pub(super) fn next_is(&self, index: u32) -> bool {
@@ -196,7 +218,7 @@ impl Peer {
         let sessions = self
             .sessions
             .iter()
-            .map(|s| s.agreed.born + super::timers::REJECT_AFTER_TIME);
+            .map(|s| s.agreed.born + REJECT_AFTER_TIME);
         [
             handshake,
             self.due.reply,

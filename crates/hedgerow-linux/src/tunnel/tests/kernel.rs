@@ -373,11 +373,11 @@ fn tunnel_keys_rotate_at_both_ends_under_a_running_stream() {
     one.know(2, Some("192.0.2.2:7117"));
     two.know(1, Some("192.0.2.1:7117"));
     lab.ping(1, v6(2));
-    for (to, first_key) in [(v6(2), 40), (v4(2), 60)] {
+    for (to, first_key) in [(v6(2), 40), (v4(2), 80)] {
         lab.stream((1, 2), to, 64 << 20, || {
-            for key in first_key..first_key + 10 {
+            for key in first_key..first_key + 3 {
                 // Each rotates; the other hears of it later, or at once.
-                for (own, other, n, key) in [(&one, &two, 1, key), (&two, &one, 2, key + 10)] {
+                for (own, other, n, key) in [(&one, &two, 1, key), (&two, &one, 2, key + 20)] {
                     let done = own.handle.stats().handshakes_done;
                     let (slot, private) = (Slot::Current, secret(key));
                     let secret = Some(private.clone());
@@ -389,13 +389,18 @@ fn tunnel_keys_rotate_at_both_ends_under_a_running_stream() {
                     eventually("a session under the new key", || {
                         own.handle.stats().handshakes_done > done
                     });
+                    // More packets than can be on the way: only then is the next key's turn.
+                    let before = two.handle.stats().received_packets;
+                    eventually("the stream goes on", || {
+                        two.handle.stats().received_packets > before + 4000
+                    });
                 }
             }
         });
     }
     for (side, ours) in [("one", &one), ("two", &two)] {
         let stats = ours.handle.stats();
-        assert!(stats.handshakes_done >= 40, "{side}: {stats:?}");
+        assert!(stats.handshakes_done > 12, "{side}: {stats:?}");
         let lost = stats.dropped_waiting + stats.dropped_no_session + stats.dropped_forged;
         assert_eq!(lost, 0, "{side}: {stats:?}");
     }
@@ -434,8 +439,13 @@ fn tunnel_first_packet_waits_for_the_peer_or_is_refused_at_once() {
                     (result.unwrap_err(), started.elapsed())
                 })
             });
-            one.expect("wanted", |r| *r == Report::Wanted { dst });
-            one.handle.send(Command::RejectQueued { dst }).unwrap();
+            // What is left of the stream may ask for the same destination first.
+            while !connecting.is_finished() {
+                let report = one.reports.recv_timeout(Duration::from_millis(50));
+                if report == Ok(Report::Wanted { dst }) {
+                    one.handle.send(Command::RejectQueued { dst }).unwrap();
+                }
+            }
             let (error, after) = connecting.join().unwrap();
             assert!(
                 errors.contains(&error.raw_os_error().unwrap()),
