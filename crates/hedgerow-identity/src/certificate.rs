@@ -398,3 +398,6 @@ pub fn sorted_addresses(addresses: &[IpAddr]) -> Vec<IpAddr> {
     sorted.sort_by_key(|a| (a.is_ipv4(), *a));
     sorted
 }
+
+#[cfg(test)]
+mod tests;

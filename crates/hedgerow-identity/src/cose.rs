@@ -204,3 +204,6 @@ fn infallible<W: Write>(
 ) {
     f(&mut Encoder::new(out)).ok();
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,3 +115,6 @@ pub fn parse(der: &[u8]) -> Result<Request, CertificateError> {
         spki: Digest::of(&spki),
     })
 }
+
+#[cfg(test)]
+mod tests;

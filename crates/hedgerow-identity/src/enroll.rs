@@ -60,3 +60,6 @@ pub fn verify_request(
         .verify(&input, signature)
         .map_err(|_e| EnrollError::BadSignature)
 }
+
+#[cfg(test)]
+mod tests;

@@ -423,3 +423,6 @@ impl SigningKey for SoftwareEd25519 {
         Ok(self.0.sign(message).to_bytes().to_vec())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,3 +41,6 @@ pub mod trust;
 mod verified;
 
 pub use verified::Verified;
+
+#[cfg(test)]
+mod testing;

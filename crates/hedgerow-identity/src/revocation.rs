@@ -86,3 +86,6 @@ pub(crate) fn check(list: &RevocationList) -> Result<(), &'static str> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

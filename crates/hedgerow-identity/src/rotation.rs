@@ -253,3 +253,6 @@ impl Random {
         mean - mean / 10 + self.up_to(mean / 5)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -248,3 +248,6 @@ impl Standing {
         self.revocations.as_ref().map_or(&[], |l| &l.entries)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -474,3 +474,6 @@ fn check_standing(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -522,3 +522,6 @@ impl From<WireError> for RefusedManifest {
         Self::Wire(error)
     }
 }
+
+#[cfg(test)]
+mod tests;
