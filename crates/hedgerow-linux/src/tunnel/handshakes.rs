@@ -13,7 +13,7 @@ use super::message::{self, COOKIE_REPLY_BYTES, INITIATION_BYTES, RESPONSE_BYTES,
 use super::noise::{Ephemeral, Initiator, Responder, Timestamp, TransportKeys};
 use super::peers::{Handshake, SentMac};
 use super::session::{Agreement, Session, Side};
-use super::timers::{self, REKEY_ATTEMPT_TIME, REKEY_JITTER_MS_MAX};
+use super::timers::{self, INITIATION_INTERVAL_MIN, REKEY_ATTEMPT_TIME, REKEY_JITTER_MS_MAX};
 
 /// Responses tried against one attempt; beyond, only the next attempt can succeed.
 const FORGERIES_MAX: u32 = 16;
@@ -244,7 +244,13 @@ impl Core {
             self.stats.dropped_replayed_handshake += 1;
             return;
         }
+        let is_early = |at| now.mono.since(at) < INITIATION_INTERVAL_MIN;
+        if key.last_initiation.is_some_and(is_early) {
+            self.stats.dropped_handshake_rate += 1;
+            return;
+        }
         key.last_timestamp = Some(responder.timestamp);
+        key.last_initiation = Some(now.mono);
         self.respond(place, from, responder, now);
     }
 

@@ -14,7 +14,7 @@ use super::limits::cookie_is_fresh;
 use super::mac::{Cookie, MacKeys};
 use super::noise::{Initiator, Timestamp};
 use super::session::Session;
-use super::timers::REJECT_AFTER_TIME;
+use super::timers::{PERSISTENT_KEEPALIVE_MIN, REJECT_AFTER_TIME};
 use super::waiting::Queue;
 use super::{PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Slot};
 
@@ -25,6 +25,8 @@ pub(super) struct RemoteKey {
     pub(super) psk: Option<PresharedKey>,
     /// Of the last initiation accepted under this key.
     pub(super) last_timestamp: Option<Timestamp>,
+    /// When it came.
+    pub(super) last_initiation: Option<Mono>,
     cookie: Option<(Cookie, Mono)>,
 }
 
@@ -35,6 +37,7 @@ impl RemoteKey {
             macs: MacKeys::of(&public),
             psk,
             last_timestamp: None,
+            last_initiation: None,
             cookie: None,
         }
     }
@@ -446,8 +449,8 @@ impl Peers {
         let Some(peer) = self.get_mut(place) else {
             return false;
         };
-        peer.keepalive = config.keepalive;
-        peer.due.persistent = config.keepalive.map(|interval| now + interval);
+        peer.keepalive = config.keepalive.map(|k| k.max(PERSISTENT_KEEPALIVE_MIN));
+        peer.due.persistent = peer.keepalive.map(|interval| now + interval);
         let lives = |s: &Session| s.lives(now) && s.agreed.remote == config.public_key;
         match config.endpoint {
             Some(new) if !peer.sessions.iter().any(lives) => {

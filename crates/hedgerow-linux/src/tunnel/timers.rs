@@ -29,6 +29,10 @@ pub const REKEY_JITTER_MS_MAX: u64 = 333;
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after sent data that means the session is dead.
 pub const NO_REPLY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Shortest interval of [`super::PeerConfig::keepalive`]; a shorter one is raised to it.
+pub const PERSISTENT_KEEPALIVE_MIN: Duration = Duration::from_secs(1);
+/// Time between two initiations of one peer; earlier ones are dropped and counted.
+pub const INITIATION_INTERVAL_MIN: Duration = Duration::from_millis(20);
 /// How long a cookie is good for, at either end.
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 

@@ -1,5 +1,8 @@
 //! Attacks, each by its name.
 
+use std::time::Duration;
+
+use hedgerow_model::Now;
 use hedgerow_model::address::Underlay;
 use proptest::prelude::*;
 
@@ -203,6 +206,42 @@ fn tunnel_attack_handshake_flood_meets_cookies_and_peers_get_through() {
         a.timeout(at(sec));
     }
     assert_eq!(a.core.stats().handshakes_begun, 2);
+}
+
+#[test]
+fn tunnel_attack_peer_that_renegotiates_forever_is_slowed_and_heard() {
+    let (mut a, mut b) = pair();
+    for n in 0..1000u64 {
+        // An attacker forgets each handshake it has begun.
+        let ms = Duration::from_millis(n);
+        let now = Now {
+            mono: at(1).mono + ms,
+            wall: at(1).wall + ms,
+            wall_is_trusted: true,
+        };
+        let to_b = b.config();
+        a.tell(
+            Command::RemovePeer {
+                device: to_b.device,
+            },
+            now,
+        );
+        a.tell(Command::SetPeer(to_b), now);
+        a.send(&packet(v6(1), v6(2), b"x"), now);
+        let initiation = a.sent.remove(0).1;
+        b.receive(a.at, &initiation, now);
+    }
+    let responses = b.sent.iter().filter(|(_, m)| m.len() == 92).count();
+    assert_eq!(responses, 50);
+    assert!(b.core.stats().dropped_handshake_rate >= 450);
+    b.sent.clear();
+    let (device, to_b) = (b.device(), b.config());
+    a.tell(Command::RemovePeer { device }, at(3));
+    a.tell(Command::SetPeer(to_b), at(3));
+    a.send(&packet(v6(1), v6(2), b"x"), at(3));
+    pump(&mut a, &mut b, at(3));
+    b.got();
+    exchange(&mut a, &mut b, at(3));
 }
 
 #[test]

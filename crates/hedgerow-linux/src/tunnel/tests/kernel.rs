@@ -35,6 +35,7 @@ impl Lab {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        remove_orphans();
         let lab = Self {
             name: format!("hgt-tunnel-{}-{n}", std::process::id()),
             children: vec![],
@@ -195,6 +196,21 @@ impl Lab {
         during();
         writer.join().unwrap();
         assert_eq!(reader.join().unwrap(), bytes);
+    }
+}
+
+/// Removes namespaces of test processes that were killed.
+fn remove_orphans() {
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten();
+    for name in names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+        let process = name
+            .strip_prefix("hgt-tunnel-")
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if process.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another test may be doing the same.
+            drop(Program::new("ip").args(["netns", "del", &name]).output());
+        }
     }
 }
 
@@ -625,6 +641,12 @@ fn tunnel_idle_costs_nothing_and_shutdown_takes_the_interface_along() {
             .send(Command::Connect { device: device(2) })
             .is_err()
     });
+}
+
+#[test]
+fn tunnel_handles_are_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<TunnelHandle>();
 }
 
 #[test]

@@ -406,6 +406,40 @@ fn tunnel_refuses_peers_that_take_from_others_or_from_us() {
 }
 
 #[test]
+fn tunnel_a_keepalive_of_nothing_does_not_spin() {
+    let (mut a, b) = pair();
+    let mut config = b.config();
+    config.keepalive = Some(Duration::ZERO);
+    a.tell(Command::SetPeer(config), at(1));
+    for sec in 1..100 {
+        a.timeout(at(sec));
+        assert!(a.core.deadline().0 > at(sec).mono);
+    }
+}
+
+#[test]
+fn tunnel_a_thousand_due_peers_are_served_in_bounded_turns() {
+    let mut a = Node::new(1);
+    for n in 0..1000u32 {
+        let mut config = Node::new(2).config();
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        config.device.0 = id;
+        config.public_key.0[..4].copy_from_slice(&n.to_be_bytes());
+        config.addresses.v6 = (0xfd01_u128 << 112 | u128::from(n)).into();
+        config.addresses.v4 = None;
+        config.keepalive = Some(Duration::from_secs(5));
+        a.tell(Command::SetPeer(config), at(1));
+    }
+    let mut turns = 0;
+    while a.core.deadline().0 <= at(6).mono {
+        a.timeout(at(6));
+        turns += 1;
+    }
+    assert_eq!((turns, a.sent.len()), (4, 1000));
+}
+
+#[test]
 fn tunnel_lists_its_peers() {
     let (mut a, b) = joined(10);
     let (reply, answer) = std::sync::mpsc::sync_channel(1);
