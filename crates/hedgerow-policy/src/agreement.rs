@@ -224,10 +224,10 @@ impl<'t> Tape<'t> {
         if self.chance(2) {
             let (a, b) = (self.destination(), self.service());
             let c = self.destination();
-            write!(
+            writeln!(
                 text,
                 "states: {{ quarantine: {{ allow: [ {{ to: \"{a}\", service: {b} }}, \
-                 {{ from: \"{c}\", service: web }} ] }} }}\n"
+                 {{ from: \"{c}\", service: web }} ] }} }}"
             )
             .unwrap();
         }

@@ -1,6 +1,6 @@
 //! From a policy to the program of one class of devices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use hedgerow_model::id::RuleId;
 use hedgerow_model::packet::Direction;
@@ -12,14 +12,27 @@ use hedgerow_model::program::{
 use hedgerow_model::wire;
 
 use crate::facts::Facts;
-use crate::policy::{Endpoint, Policy, Rule, Selector, StateAllow};
+use crate::policy::{Endpoint, Mentioned, Policy, Rule, Selector, StateAllow};
 use crate::resolve::TooLarge;
 
 /// Returns the class of a device: what the policy's selectors can tell of it.
 ///
 /// Two devices of one class have the same program, to the byte.
 pub fn class_of(policy: &Policy, facts: &Facts) -> Class {
-    let mut mentioned: BTreeMap<Attribute, BTreeSet<String>> = BTreeMap::new();
+    let class = policy.mentioned.iter().map(|(attribute, values)| {
+        let value = match facts.value(attribute) {
+            None => ClassValue::Absent,
+            Some(v) if values.contains(v.as_ref()) => ClassValue::Is(v.into_owned()),
+            Some(_) => ClassValue::Other(values.iter().cloned().collect()),
+        };
+        (attribute.clone(), value)
+    });
+    Class(class.collect())
+}
+
+/// Returns every attribute that selectors ask for, with the values they name.
+pub(crate) fn mentioned(policy: &Policy) -> Mentioned {
+    let mut mentioned = Mentioned::new();
     let ends = policy.rules.iter().flat_map(|r| [&r.from, &r.to]);
     let states = policy.states.values().flatten().map(|s| &s.other);
     for end in ends.chain(states) {
@@ -30,15 +43,7 @@ pub fn class_of(policy: &Policy, facts: &Facts) -> Class {
     for segment in &policy.segments {
         mentions(&segment.select, &mut mentioned);
     }
-    let class = mentioned.into_iter().map(|(attribute, values)| {
-        let value = match facts.value(&attribute) {
-            None => ClassValue::Absent,
-            Some(v) if values.contains(v.as_ref()) => ClassValue::Is(v.into_owned()),
-            Some(_) => ClassValue::Other(values.into_iter().collect()),
-        };
-        (attribute, value)
-    });
-    Class(class.collect())
+    mentioned
 }
 
 /// Returns whether a device belongs to `class`: one whose ticket disagrees refuses the program.
@@ -53,7 +58,7 @@ pub fn class_matches(class: &Class, facts: &Facts) -> bool {
     })
 }
 
-fn mentions(selector: &Selector, found: &mut BTreeMap<Attribute, BTreeSet<String>>) {
+fn mentions(selector: &Selector, found: &mut Mentioned) {
     match selector {
         Selector::Any | Selector::Nothing | Selector::Segment(_) => {}
         Selector::Is(a, v) => {
@@ -389,3 +394,6 @@ fn state_rule(
 fn state_id(state: DeviceState) -> RuleId {
     RuleId::new(state.as_str()).expect("a state's spelling is a name")
 }
+
+#[cfg(test)]
+mod tests;

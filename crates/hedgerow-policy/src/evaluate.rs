@@ -351,7 +351,7 @@ impl Judge<'_> {
                 rule.id.as_str(),
                 "speaks of it, but its window is closed",
             );
-        } else {
+        } else if self.steps.last().is_none_or(|s| s.tier != level) {
             self.step(level, "", "is silent");
         }
         None

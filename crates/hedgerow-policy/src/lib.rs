@@ -52,3 +52,6 @@ pub use policy::{BUILTIN_SERVICES, Policy};
 pub use reach::{Reach, ReachChange, ReachRow, predict};
 pub use resolve::{LocalEnvironment, Resolver, TooLarge, names_for};
 pub use trial::{TestResult, test};
+
+#[cfg(test)]
+mod tests;

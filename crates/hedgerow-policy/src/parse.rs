@@ -20,6 +20,7 @@ use fields::{Fields, text};
 use yaml::Node;
 
 use crate::check;
+use crate::compile::mentioned;
 use crate::diagnostic::{Diagnostic, Findings, Mark, Severity};
 use crate::policy::Policy;
 
@@ -76,9 +77,14 @@ fn read(source: &str, findings: &mut Findings) -> Option<Policy> {
         return None;
     };
     let policy = document(&root, findings)?;
-    // Meaning is judged only where every name is known, or each mistake would be told twice.
-    if !findings.has_errors() {
-        check::check(&policy, findings);
+    // What was refused is left out, so that its absence may look odd: no warnings then.
+    let broken = findings.has_errors();
+    let before = findings.list.len();
+    check::check(&policy, findings);
+    if broken {
+        let judged = findings.list.split_off(before);
+        let errors = judged.into_iter().filter(|d| d.severity == Severity::Error);
+        findings.list.extend(errors);
     }
     Some(policy)
 }
@@ -110,6 +116,7 @@ fn document(root: &Node, findings: &mut Findings) -> Option<Policy> {
         sample_seconds: 10,
         unknown_device: None,
         tests: Vec::new(),
+        mentioned: BTreeMap::new(),
     };
     let mut segment_ids = Vec::new();
     if let Some(node) = segments {
@@ -120,6 +127,7 @@ fn document(root: &Node, findings: &mut Findings) -> Option<Policy> {
     if let Some(node) = defaults {
         basics::defaults(node, &mut policy, findings);
     }
+    policy.mentioned = mentioned(&policy);
     for (node, section) in [(tests, "tests"), (invariants, "invariants")] {
         if let Some(node) = node {
             let found = expectations::tests(node, section, &policy, &segment_ids, findings);
@@ -161,7 +169,9 @@ fn meta(fields: &mut Fields<'_>, findings: &mut Findings) -> String {
     let Some(node) = name else {
         return "policy".to_owned();
     };
-    let name = text(node, "meta.name", findings).unwrap_or_default();
+    let Some(name) = text(node, "meta.name", findings) else {
+        return String::new();
+    };
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
         let message = format!("a name of {} bytes", name.len());
         findings.error(node.at, "meta.name", message, "write 1 to 63");
@@ -173,3 +183,6 @@ fn meta(fields: &mut Fields<'_>, findings: &mut Findings) -> String {
 pub fn has_errors(findings: &[Diagnostic]) -> bool {
     findings.iter().any(|d| d.severity == Severity::Error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! A policy as read: names resolved, nothing decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hedgerow_model::Wall;
 use hedgerow_model::address::Prefix;
@@ -26,7 +26,12 @@ pub struct Policy {
     pub(crate) sample_seconds: u32,
     pub(crate) unknown_device: Option<DeviceState>,
     pub(crate) tests: Vec<Test>,
+    /// What tells devices apart; made of all the above.
+    pub(crate) mentioned: Mentioned,
 }
+
+/// The attributes that selectors ask for, with the values they name.
+pub(crate) type Mentioned = BTreeMap<Attribute, BTreeSet<String>>;
 
 /// The label keys and values that selectors may name.
 pub(crate) type Vocabulary = BTreeMap<LabelKey, Vec<LabelValue>>;
@@ -182,6 +187,8 @@ pub(crate) struct FlowTest {
     pub(crate) same: Vec<Attribute>,
     pub(crate) services: Services,
     pub(crate) at: Option<Wall>,
+    /// The zone of stand-ins, by the offset of `at`.
+    pub(crate) zone: Option<String>,
     pub(crate) states: Vec<(Selector, DeviceState)>,
     pub(crate) expect: Expect,
     pub(crate) by: Option<By>,

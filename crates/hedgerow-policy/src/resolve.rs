@@ -664,3 +664,6 @@ pub(crate) fn holds(predicate: &Predicate, own: &Facts, peer: &Facts) -> Option<
     }
     stack.pop().filter(|_| stack.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

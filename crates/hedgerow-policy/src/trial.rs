@@ -84,11 +84,12 @@ fn flow_test(policy: &Policy, world: &World, test: &FlowTest) -> Option<String> 
         let mut given = given.filter(|(s, _)| picks(policy, s, facts));
         given.next().map(|(_, state)| *state)
     };
-    let froms = subjects(policy, world, &test.from, &state);
-    let tos = subjects(policy, world, &test.to, &state);
+    let zone = test.zone.as_deref();
+    let froms = subjects(policy, world, &test.from, &state, zone);
+    let tos = subjects(policy, world, &test.to, &state, zone);
     let services = services(policy, &test.services);
     let mut tried = false;
-    for (from, to) in pairs(policy, &froms, &tos, &test.same) {
+    for (from, to) in pairs(policy, world, (&froms, &tos), &test.same) {
         for service in &services {
             tried = true;
             let case = Case {
@@ -163,12 +164,12 @@ fn invariant(
 ) -> Option<String> {
     let every = |selector: &Selector| {
         let mut found = matching(policy, world, selector, &|_| None);
-        found.extend(stand_ins(policy, world, selector, &|_| None));
+        found.extend(stand_ins(policy, selector, &|_| None, None));
         found.into_iter().map(Subject::Device).collect::<Vec<_>>()
     };
     let (froms, tos) = (every(from), every(to));
     let services = services(policy, services_named);
-    for (from, to) in pairs(policy, &froms, &tos, &[]) {
+    for (from, to) in pairs(policy, world, (&froms, &tos), &[]) {
         for service in &services {
             let case = Case {
                 from: from.party(),
@@ -206,6 +207,7 @@ fn subjects(
     world: &World,
     endpoint: &Endpoint,
     state: &dyn Fn(&Facts) -> Option<DeviceState>,
+    zone: Option<&str>,
 ) -> Vec<Subject> {
     match endpoint {
         Endpoint::Controller => vec![Subject::Controller],
@@ -221,7 +223,7 @@ fn subjects(
         Endpoint::Devices(selector) => {
             let mut found = matching(policy, world, selector, state);
             if found.is_empty() {
-                found = stand_ins(policy, world, selector, state);
+                found = stand_ins(policy, selector, state, zone);
             }
             let devices = found.into_iter().map(Subject::Device);
             let controller = (*selector == Selector::Any).then_some(Subject::Controller);
@@ -240,21 +242,19 @@ fn matching(
     hits.map(|f| f.clone().in_state(state(f))).collect()
 }
 
-/// Makes one device for each way that `selector` can be met.
+/// Makes one device for each way that `selector` can be met, in a site of this zone.
 fn stand_ins(
     policy: &Policy,
-    world: &World,
     selector: &Selector,
     state: &dyn Fn(&Facts) -> Option<DeviceState>,
+    zone: Option<&str>,
 ) -> Vec<Facts> {
-    let zone = world.devices().find_map(|f| f.zone.clone());
-    let zone = zone.unwrap_or_else(|| "UTC".to_owned());
     let mut found = Vec::new();
     for region in regions(selector, policy).unwrap_or_default() {
         for site in STAND_IN_SITES {
             for (name, labels) in alternatives(&region) {
                 let number = u8::try_from(found.len()).unwrap_or(u8::MAX);
-                let facts = stand_in(number, site, &name, &labels, &zone);
+                let facts = stand_in(number, site, &name, &labels, zone);
                 let facts = facts.filter(|f| picks(policy, selector, f));
                 found.extend(facts.map(|f| {
                     let state = state(&f);
@@ -302,7 +302,7 @@ fn stand_in(
     site: &str,
     name: &Option<String>,
     values: &BTreeMap<Attribute, String>,
-    zone: &str,
+    zone: Option<&str>,
 ) -> Option<Facts> {
     let mut facts = Facts {
         id: DeviceId([number; 16]),
@@ -310,7 +310,7 @@ fn stand_in(
         site: SiteName::new(site).ok()?,
         labels: Labels::default(),
         state: None,
-        zone: Some(zone.to_owned()),
+        zone: Some(zone.unwrap_or("UTC").to_owned()),
     };
     for (attribute, value) in values {
         suppose(&mut facts, attribute, value)?;
@@ -322,8 +322,8 @@ fn stand_in(
 /// end, meet the same fate: one of them is tried.
 fn pairs<'s>(
     policy: &Policy,
-    froms: &'s [Subject],
-    tos: &'s [Subject],
+    world: &World,
+    (froms, tos): (&'s [Subject], &'s [Subject]),
     same: &[Attribute],
 ) -> Vec<(&'s Subject, &'s Subject)> {
     let compared = policy.rules.iter().flat_map(|r| &r.same).chain(same);
@@ -345,7 +345,7 @@ fn pairs<'s>(
         let mut seen_to = BTreeSet::new();
         for (to, to_key) in tos.iter().zip(&to_keys) {
             let both = from_facts.zip(to.party().device());
-            if both.is_some_and(|(f, t)| f.id == t.id && f.name == t.name && f.site == t.site) {
+            if both.is_some_and(|(f, t)| f.id == t.id && world.get(f.id).is_some()) {
                 continue;
             }
             let shares = |a: &Attribute| {

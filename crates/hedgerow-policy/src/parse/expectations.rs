@@ -4,14 +4,15 @@ use hedgerow_model::Wall;
 use hedgerow_model::id::RuleId;
 use hedgerow_model::program::{DeviceState, Services};
 use jiff::Timestamp;
+use jiff::fmt::temporal::Pieces;
 
 use super::basics::services_of;
-use super::fields::{Fields, join, list, map, place, text, word};
+use super::fields::{Fields, join, list, map, place, text, texts, word};
 use super::rules::same_of;
 use super::selector::{Names, Place, devices, endpoint, listed};
 use super::yaml::{Content, Node};
 use crate::diagnostic::Findings;
-use crate::policy::{By, Expect, FlowTest, Policy, Selector, Test, TestKind};
+use crate::policy::{By, Endpoint, Expect, FlowTest, Policy, Selector, Test, TestKind};
 
 const EXPECTATIONS: [(&str, Expect); 3] = [
     ("allow", Expect::Allow),
@@ -76,63 +77,42 @@ impl TestReader<'_> {
         let given = fields.take("given");
         let expect = fields.require("expect", "write expect: allow or deny", findings);
         let by = fields.take("by");
-        let place = fields.at;
+        let place_of_test = fields.at;
         fields.finish(&[("l7", "verbs of a protocol (l7)")], findings);
 
-        let end = |node: Option<&Node>, key: &str, findings: &mut Findings| {
-            let node = node?;
-            let path = join(&self.path, key);
-            let text = text(node, &path, findings)?;
-            let found = endpoint(
-                text,
-                &self.names,
-                &super::fields::place(node, &path),
-                findings,
-            )?;
-            Some((text.to_owned(), found))
-        };
-        let from = end(from, "from", findings);
-        let to = end(to, "to", findings);
-        let expect = word(
-            expect?,
-            &join(&self.path, "expect"),
-            &EXPECTATIONS,
-            findings,
-        )?;
-        let path = join(&self.path, "service");
-        let (service_title, services) = match service {
-            Some(node) => {
-                let services = services_of(self.policy, node, &path, findings)?;
-                let title = super::fields::texts(node, &path, findings);
-                let title: Vec<&str> = title.into_iter().map(|(t, _)| t).collect();
-                (title.join(", "), services)
-            }
-            None if expect == Expect::OnlyController => ("any".to_owned(), Services::Any),
-            None => {
-                let message = "`service` is missing".to_owned();
-                findings.error(place, &self.path, message, "name one, or write any");
-                return None;
-            }
-        };
+        let from = from.and_then(|n| self.end(n, "from", findings));
+        let to = to.and_then(|n| self.end(n, "to", findings));
+        let path = join(&self.path, "expect");
+        let expect = word(expect?, &path, &EXPECTATIONS, findings)?;
+        if service.is_none() && expect != Expect::OnlyController {
+            let message = "`service` is missing".to_owned();
+            findings.error(place_of_test, &self.path, message, "name one, or write any");
+            return None;
+        }
+        let services = service.map(|n| self.services(n, findings));
+        let services = services.unwrap_or_else(|| Some(("any".to_owned(), Services::Any)));
         let path = join(&self.path, "same");
         let same = same.map_or_else(Vec::new, |n| same_of(self.policy, n, &path, findings));
         let at = at.map(|n| self.time(n, findings));
         let states = given.map_or_else(Vec::new, |n| self.given(n, findings));
         let by = by.map(|n| self.by(n, findings));
         let ((from_title, from), (to_title, to)) = (from?, to?);
+        let (service_title, services) = services?;
+        let (at, zone) = at.map_or(Some((None, None)), |a| a.map(|(at, z)| (Some(at), z)))?;
         let word = EXPECTATIONS
             .iter()
             .find(|(_, e)| *e == expect)
             .map_or("", |(w, _)| *w);
         Some(Test {
             title: format!("{from_title} → {to_title} on {service_title}: {word}"),
-            at: place,
+            at: place_of_test,
             kind: TestKind::Flow(FlowTest {
                 from,
                 to,
                 same,
                 services,
-                at: at.map_or(Some(None), |a| a.map(Some))?,
+                at,
+                zone,
                 states,
                 expect,
                 by: by.map_or(Some(None), |b| b.map(Some))?,
@@ -140,17 +120,44 @@ impl TestReader<'_> {
         })
     }
 
-    fn time(&self, node: &Node, findings: &mut Findings) -> Option<Wall> {
+    /// Reads one end, and how the file spells it.
+    fn end(&self, node: &Node, key: &str, findings: &mut Findings) -> Option<(String, Endpoint)> {
+        let path = join(&self.path, key);
+        let text = text(node, &path, findings)?;
+        let found = endpoint(text, &self.names, &place(node, &path), findings)?;
+        Some((text.to_owned(), found))
+    }
+
+    fn services(&self, node: &Node, findings: &mut Findings) -> Option<(String, Services)> {
+        let path = join(&self.path, "service");
+        let services = services_of(self.policy, node, &path, findings)?;
+        let title = texts(node, &path, findings);
+        let title: Vec<&str> = title.into_iter().map(|(t, _)| t).collect();
+        Some((title.join(", "), services))
+    }
+
+    /// Reads a time with its offset, and names a zone of that offset where there is one.
+    fn time(&self, node: &Node, findings: &mut Findings) -> Option<(Wall, Option<String>)> {
         let path = join(&self.path, "at");
         let text = text(node, &path, findings)?;
         let parsed: Option<Timestamp> = text.parse().ok();
-        let at = parsed.and_then(|t| u64::try_from(t.as_millisecond()).ok());
-        if at.is_none() {
+        let Some(at) = parsed.and_then(|t| u64::try_from(t.as_millisecond()).ok()) else {
             let message = format!("`{text}` is not a time");
             let remedy = "write date, time and offset, e.g. \"2026-03-30T07:59+02:00\"";
             findings.error(node.at, &path, message, remedy);
-        }
-        at.map(Wall)
+            return None;
+        };
+        let pieces = Pieces::parse(text).ok();
+        let offset = pieces
+            .and_then(|p| p.to_numeric_offset())
+            .map_or(0, |o| o.seconds());
+        // The database spells zones of fixed offset with the sign turned round.
+        let zone = (offset % 3600 == 0).then(|| match offset / 3600 {
+            0 => "UTC".to_owned(),
+            hours if hours > 0 => format!("Etc/GMT-{hours}"),
+            hours => format!("Etc/GMT+{}", hours.abs()),
+        });
+        Some((Wall(at), zone))
     }
 
     fn given(&self, node: &Node, findings: &mut Findings) -> Vec<(Selector, DeviceState)> {

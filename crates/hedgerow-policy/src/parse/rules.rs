@@ -34,6 +34,7 @@ pub(crate) fn rules(
 ) {
     let mut excepts: Vec<Vec<(String, Mark, String)>> = Vec::new();
     let mut found: Vec<Rule> = Vec::new();
+    let mut written: Vec<String> = Vec::new();
     for (section, node, guard) in [("guardrails", guardrails, true), ("rules", rules, false)] {
         let Some(node) = node else { continue };
         for (i, node) in list(node, section, findings)
@@ -47,6 +48,7 @@ pub(crate) fn rules(
                 path: format!("{section}[{i}]"),
             };
             let mut except = Vec::new();
+            written.extend(written_id(node));
             let rule = if guard {
                 reader.guardrail(node, &mut except, findings)
             } else {
@@ -71,12 +73,23 @@ pub(crate) fn rules(
     distinct(&found, findings);
     let resolved: Vec<Vec<usize>> = excepts
         .iter()
-        .map(|names| resolve(names, &found, findings))
+        .map(|names| resolve(names, &found, &written, findings))
         .collect();
     for (rule, except) in found.iter_mut().zip(resolved) {
         rule.except = except;
     }
     policy.rules = found;
+}
+
+fn written_id(node: &Node) -> Option<String> {
+    let Content::Map(entries) = &node.content else {
+        return None;
+    };
+    let (_, id) = entries.iter().find(|(key, _)| key.text == "id")?;
+    match &id.content {
+        Content::Scalar { text, .. } => Some(text.clone()),
+        Content::List(_) | Content::Map(_) | Content::Refused => None,
+    }
 }
 
 fn distinct(rules: &[Rule], findings: &mut Findings) {
@@ -98,9 +111,11 @@ fn distinct(rules: &[Rule], findings: &mut Findings) {
     }
 }
 
+/// `written` are the ids of all rules, those refused among them: those need no second finding.
 fn resolve(
     names: &[(String, Mark, String)],
     rules: &[Rule],
+    written: &[String],
     findings: &mut Findings,
 ) -> Vec<usize> {
     let mut found = Vec::new();
@@ -111,6 +126,7 @@ fn resolve(
                 let message = format!("the exception `{name}` is a deny rule");
                 findings.error(*at, path, message, "an exception names a rule that allows");
             }
+            None if written.contains(name) => {}
             None => {
                 let known = rules.iter().filter(|r| r.effect == Effect::Allow);
                 let known = listed(known.map(|r| r.id.as_str()));
@@ -351,9 +367,7 @@ impl RuleReader<'_> {
         let rate = fields.require("rate", "write rate: 8 Mbit/s", findings);
         let per = fields.require("per", "write per: source", findings);
         fields.finish(&[], findings);
-        if let Some(node) = per {
-            word(node, &join(&path, "per"), &[("source", ())], findings)?;
-        }
+        let per = per.and_then(|n| word(n, &join(&path, "per"), &[("source", ())], findings));
         let node = rate?;
         let path = join(&path, "rate");
         let text = text(node, &path, findings)?;
@@ -364,6 +378,7 @@ impl RuleReader<'_> {
             findings.error(node.at, &path, message, remedy);
             return None;
         };
+        per?;
         let tenth = (bytes_per_second / 10).max(BURST_BYTES_MIN);
         Some(Limit {
             bytes_per_second,

@@ -63,6 +63,7 @@ pub(crate) fn read(source: &str, findings: &mut Findings) -> Option<Node> {
             }
         };
         let at = mark(&span.start);
+        let list = matches!(event, Event::SequenceStart(..));
         let node = match event {
             Event::DocumentStart(..) => {
                 documents += 1;
@@ -77,31 +78,20 @@ pub(crate) fn read(source: &str, findings: &mut Findings) -> Option<Node> {
                 properties(anchor, tag.as_ref(), at, findings);
                 scalar(&text, style, at, &span, &open, findings)
             }
-            Event::SequenceStart(_, anchor, tag) => {
+            Event::SequenceStart(_, anchor, tag) | Event::MappingStart(_, anchor, tag) => {
                 properties(anchor, tag.as_ref(), at, findings);
-                open.push(Open::List(at, Vec::new()));
-                if !depth_is_fine(&open, at, findings) {
-                    return None;
-                }
-                continue;
-            }
-            Event::MappingStart(_, anchor, tag) => {
-                properties(anchor, tag.as_ref(), at, findings);
-                open.push(Open::Map(at, Vec::new(), None));
+                open.push(if list {
+                    Open::List(at, Vec::new())
+                } else {
+                    Open::Map(at, Vec::new(), None)
+                });
                 if !depth_is_fine(&open, at, findings) {
                     return None;
                 }
                 continue;
             }
             Event::SequenceEnd | Event::MappingEnd => match open.pop() {
-                Some(Open::List(at, items)) => Node {
-                    at,
-                    content: Content::List(items),
-                },
-                Some(Open::Map(at, entries, _)) => Node {
-                    at,
-                    content: Content::Map(entries),
-                },
+                Some(done) => closed(done),
                 None => continue,
             },
             Event::Alias(_) | Event::UnresolvedAlias(_) => {
@@ -120,6 +110,19 @@ pub(crate) fn read(source: &str, findings: &mut Findings) -> Option<Node> {
         place(node, &mut open, &mut root, findings);
     }
     root
+}
+
+fn closed(open: Open) -> Node {
+    match open {
+        Open::List(at, items) => Node {
+            at,
+            content: Content::List(items),
+        },
+        Open::Map(at, entries, _) => Node {
+            at,
+            content: Content::Map(entries),
+        },
+    }
 }
 
 fn depth_is_fine(open: &[Open], at: Mark, findings: &mut Findings) -> bool {
