@@ -8,7 +8,6 @@
 mod facts;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -390,13 +389,6 @@ fn access_for(
 /// Returns the DNS name that a device's leaf carries.
 pub fn dns_name(name: &str, site: &SiteName, suffix: &str) -> String {
     format!("{name}.{site}.{suffix}")
-}
-
-/// Returns the addresses of a leaf as one list, IPv6 first.
-pub fn sorted_addresses(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let mut sorted = addresses.to_vec();
-    sorted.sort_by_key(|a| (a.is_ipv4(), *a));
-    sorted
 }
 
 #[cfg(test)]

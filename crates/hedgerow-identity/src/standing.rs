@@ -6,9 +6,7 @@ use std::time::Duration;
 use hedgerow_model::Now;
 use hedgerow_model::id::{DeviceId, Digest, Revision, SiteName};
 use hedgerow_model::program::DeviceState;
-use hedgerow_model::statement::{
-    Beacon, KeyId, P256Public, Revocation, RevocationList, Revoked, States,
-};
+use hedgerow_model::statement::{Beacon, KeyId, P256Public, RevocationList, Revoked, States};
 
 use crate::Verified;
 use crate::error::Rollback;
@@ -241,11 +239,6 @@ impl Standing {
     fn renewal_was_possible(&self, not_after_secs: u64) -> bool {
         let from = not_after_secs.saturating_sub(BEACON_MARGIN.as_secs());
         self.beacon.as_ref().is_some_and(|b| b.issued_secs > from)
-    }
-
-    /// Returns the entries of the list in force.
-    pub fn entries(&self) -> &[Revocation] {
-        self.revocations.as_ref().map_or(&[], |l| &l.entries)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Signing statements and believing them.
 //!
-//! Verification goes: envelope, signer, signature, and only then the payload: nothing unsigned is
-//! decoded but five bytes of header.
+//! Verification goes: envelope, signer, signature, and only then the payload. Nothing unsigned is
+//! decoded but the envelope, and the first manifest, which brings its own keys.
 
 use std::time::Duration;
 

@@ -283,13 +283,21 @@ impl Trust {
     /// [`RefusedManifest`]; the manifest in force stays.
     pub fn adopt_manifest(&mut self, signed: &[u8]) -> Result<Adopted, RefusedManifest> {
         let parts = SignedManifest::decode(signed)?;
+        let payload = Digest::of(parts.payload);
+        let have = self.manifest.version;
+        if let Some(got) = self.version_of(payload) {
+            return match got == have {
+                true => Ok(Adopted::Known),
+                false => Err(RefusedManifest::Rollback { have, got }),
+            };
+        }
+        parts.check_threshold(&self.manifest)?;
         let next: Manifest =
             decode_canonical("manifest", parts.payload).map_err(RefusedManifest::Wire)?;
-        let payload = Digest::of(parts.payload);
-        if self.is_known(next.version, payload)? {
-            return Ok(Adopted::Known);
+        let version = next.version;
+        if version <= have {
+            return Err(RefusedManifest::Fork { version });
         }
-        let (version, have) = (next.version, self.manifest.version);
         if version != have.saturating_add(1) {
             return Err(RefusedManifest::Gap { have, got: version });
         }
@@ -308,7 +316,6 @@ impl Trust {
             });
         }
         let issuers = check_content(&next)?;
-        parts.check_threshold(&self.manifest)?;
         parts.check_threshold(&next)?;
         self.links.push(Link {
             bytes: signed.to_vec(),
@@ -319,21 +326,10 @@ impl Trust {
         Ok(Adopted::New)
     }
 
-    /// Returns whether the manifest in force is this one; older and foreign ones are refused.
-    fn is_known(&self, version: u64, payload: Digest) -> Result<bool, RefusedManifest> {
-        let have = self.manifest.version;
-        if version > have {
-            return Ok(false);
-        }
-        let index = usize::try_from(version).ok().and_then(|v| v.checked_sub(1));
-        let ours = index.and_then(|i| self.links.get(i)).map(|l| l.payload);
-        if ours != Some(payload) {
-            Err(RefusedManifest::Fork { version })
-        } else if version < have {
-            Err(RefusedManifest::Rollback { have, got: version })
-        } else {
-            Ok(true)
-        }
+    /// Returns the version of the link with this payload.
+    fn version_of(&self, payload: Digest) -> Option<u64> {
+        let index = self.links.iter().position(|l| l.payload == payload)?;
+        u64::try_from(index).ok()?.checked_add(1)
     }
 
     /// Takes every link of a chain that is news; links we hold are compared and passed over.

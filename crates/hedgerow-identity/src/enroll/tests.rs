@@ -91,6 +91,14 @@ fn a_token_survives_being_pasted() {
     assert_eq!(id.to_string().parse::<TokenId>().unwrap(), id);
 }
 
+/// Tokens are printed and pasted: their form is part of the protocol.
+#[test]
+fn the_text_of_a_token_never_moves() {
+    let endpoints = vec!["control.example:7443".to_owned()];
+    let token = Token::generate(endpoints, Digest::default(), &mut TestRng(9)).unwrap();
+    expect_test::expect!["hgt1.hEg78m9kl2Pty1ggEJI0ke0Nqu-bC7MhTQuv_o0QHN6S83EijDGKrAVEmuuBdGNvbnRyb2wuZXhhbXBsZTo3NDQzWCAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"].assert_eq(&token.text());
+}
+
 #[test]
 fn a_damaged_token_is_named_and_never_repeated() {
     let plant = Plant::new();

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use hedgerow_model::id::{DeviceName, LabelKey, LabelValue, Labels, Revision};
 use hedgerow_model::program::DeviceState;
@@ -8,6 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::EnvelopeError;
 use crate::testing::{DAY, NOW, Plant, ed25519, malleate_p256, now, now_at, p256, site, throw_at};
+
+static PLANT: LazyLock<Plant> = LazyLock::new(Plant::new);
 
 fn standing() -> Standing {
     Standing::new(Some(site("s1")))
@@ -273,6 +276,14 @@ fn binding() -> Binding {
     }
 }
 
+/// The bytes that travel are part of the protocol; ECDSA here is deterministic.
+#[test]
+fn the_bytes_of_a_binding_never_move() {
+    let bytes = sign_binding(&binding(), &p256(50)).unwrap();
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    expect_test::expect!["d2844da20126044884a49cf55c5c72f5a0583e845007070707070707070707070707070707582009090909090909090909090909090909090909090909090909090909090909091a6b49d2001a6b4c750058402a2fd7c8934d81c701bef1e11d4898d376a12f1d29e030de5766da4f86dce34552029dd9ae2d836be2ac7634d7f276e0877521b1fa86b012edaa3cdbab626ed8"].assert_eq(&hex);
+}
+
 #[test]
 fn a_binding_is_believed_beside_its_ticket_only() {
     let plant = Plant::new();
@@ -521,7 +532,7 @@ proptest! {
         labels in labels(),
         epoch: u64,
     ) {
-        let plant = Plant::new();
+        let plant = &*PLANT;
         let ticket = Ticket {
             id: DeviceId(id),
             name: DeviceName::new(&name).unwrap(),

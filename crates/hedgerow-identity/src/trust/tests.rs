@@ -223,11 +223,10 @@ fn trailing_bytes_after_a_manifest_are_refused() {
 #[test]
 fn hostile_manifests_never_panic_and_change_nothing() {
     let plant = Plant::new();
-    let base = plant.signed.clone();
-    throw_at(base.clone(), 300, |bytes| {
+    throw_at(plant.signed.clone(), 300, |bytes| {
         let mut trust = plant.trust.clone();
         let verdict = trust.adopt_manifest(bytes);
-        assert!(verdict.is_err() || bytes == base);
+        assert_ne!(verdict, Ok(Adopted::New));
         assert_eq!(trust.export(), plant.trust.export());
         Trust::pinned(plant.manifest.genesis, bytes).ok();
     });
