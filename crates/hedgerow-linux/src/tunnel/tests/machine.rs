@@ -197,6 +197,38 @@ fn tunnel_a_handshake_is_retried_with_jitter_and_given_up_after_ninety_seconds()
 }
 
 #[test]
+fn tunnel_connect_makes_a_session_both_ends_have_proven() {
+    let (mut a, mut b) = pair();
+    let device = b.device();
+    a.tell(Command::Connect { device }, at(1));
+    a.tell(Command::Connect { device }, at(1));
+    pump(&mut a, &mut b, at(1));
+    for node in [&mut a, &mut b] {
+        assert!(matches!(node.said()[..], [Report::Established { .. }]));
+    }
+    a.tell(Command::Connect { device }, at(2));
+    assert!(a.sent.is_empty(), "it has one");
+    exchange(&mut a, &mut b, at(2));
+}
+
+#[test]
+fn tunnel_packets_on_the_way_survive_a_simultaneous_rekey() {
+    let (mut a, mut b) = joined(1);
+    let (there, back) = (packet(v6(1), v6(2), b"1"), packet(v6(2), v6(1), b"2"));
+    a.send(&there, at(155));
+    b.send(&back, at(155));
+    let types = |node: &Node| node.sent.iter().map(|(_, m)| m[0]).collect::<Vec<_>>();
+    assert_eq!((types(&a), types(&b)), (vec![1, 4], vec![1, 4]));
+    let (to_b, to_a) = (a.sent.pop().unwrap(), b.sent.pop().unwrap());
+    pump(&mut a, &mut b, at(155));
+    exchange(&mut a, &mut b, at(156));
+    b.receive(a.at, &to_b.1, at(157));
+    a.receive(b.at, &to_a.1, at(157));
+    assert_eq!((a.got(), b.got()), (vec![back], vec![there]));
+    assert_eq!(a.core.stats().handshakes_done, 3);
+}
+
+#[test]
 fn tunnel_timeouts_may_come_early_late_and_twice() {
     let (mut a, mut b) = joined(1);
     for sec in [0, 1, 1, 3, 2, 179, 1] {
