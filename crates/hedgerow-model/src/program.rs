@@ -212,10 +212,9 @@ pub enum Mode {
 pub mod tier {
     /// What keeps a device manageable; built in.
     pub const LIFELINE: u8 = 0;
-    /// What a state allows.
-    pub const STATE_ALLOW: u8 = 10;
-    /// What a state takes away: everything else.
-    pub const STATE_REST: u8 = 11;
+    /// What a state allows, and the refusal of the rest: a deny rule that excepts what is allowed.
+    /// One tier for both, so that a flow between two contained devices needs the leave of both.
+    pub const STATE: u8 = 10;
     /// Invariants of the organisation.
     pub const GUARDRAIL: u8 = 20;
     /// Rules of the organisation.

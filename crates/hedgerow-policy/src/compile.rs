@@ -253,7 +253,9 @@ impl Compiler<'_> {
             }
             let everyone = Target::Peers(Predicate(vec![PredicateOp::True]));
             let everything = Target::Prefixes(crate::internet::whole().collect());
-            for target in [everyone, everything] {
+            // Onboarding is not containment: it leaves the underlay to the segment.
+            let everything = Some(everything).filter(|_| state != DeviceState::Onboarding);
+            for target in [Some(everyone), everything].into_iter().flatten() {
                 self.push(ProgramRule {
                     own_state: Some(state),
                     except: allowed.clone(),
@@ -374,7 +376,7 @@ fn state_rule(
 ) -> ProgramRule {
     ProgramRule {
         id: state_id(state),
-        tier: tier::STATE_ALLOW,
+        tier: tier::STATE,
         direction,
         effect,
         target,

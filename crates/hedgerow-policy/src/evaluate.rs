@@ -273,23 +273,23 @@ impl Judge<'_> {
             .into_iter()
             .filter_map(|(party, begins)| Some((party.device()?.state?, begins)))
             .collect();
-        let (first, _) = *contained.first()?;
+        let (first, begins) = *contained.first()?;
+        let mesh = self.case.from.device().is_some() && self.case.to.device().is_some();
+        // Onboarding takes the mesh away, not the underlay.
+        if first == DeviceState::Onboarding && !mesh && !self.state_permits(first, begins) {
+            return None;
+        }
         for state in STATES {
             let refused = contained
                 .iter()
                 .any(|(s, begins)| *s == state && !self.state_permits(state, *begins));
             if refused {
                 let reason = format!("a device in {state} reaches only what its state allows");
-                return Some(self.settle(
-                    Ruling::Refuse,
-                    state.as_str(),
-                    tier::STATE_ALLOW,
-                    &reason,
-                ));
+                return Some(self.settle(Ruling::Refuse, state.as_str(), tier::STATE, &reason));
             }
         }
         let reason = "the state allows it";
-        Some(self.settle(Ruling::Pass, first.as_str(), tier::STATE_ALLOW, reason))
+        Some(self.settle(Ruling::Pass, first.as_str(), tier::STATE, reason))
     }
 
     fn state_permits(&self, state: DeviceState, begins: bool) -> bool {

@@ -55,7 +55,7 @@ pub struct EndTrace {
 pub fn tier_name(number: u8) -> &'static str {
     match number {
         tier::LIFELINE => "lifeline",
-        tier::STATE_ALLOW | tier::STATE_REST => "state",
+        tier::STATE => "state",
         tier::GUARDRAIL => "guardrail",
         tier::ORG => "org",
         tier::SITE => "site",

@@ -1,8 +1,10 @@
 //! Who reaches whom: predicted for devices, and compared between two policies for classes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use hedgerow_model::Wall;
+use hedgerow_model::address::Prefix;
 use hedgerow_model::id::{DeviceId, DeviceName, LabelValue, Labels, SiteName};
 use hedgerow_model::program::{Attribute, Class, ClassValue, Limit, Services};
 use hedgerow_model::service::{Ports, Protocol};
@@ -10,7 +12,7 @@ use hedgerow_model::service::{Ports, Protocol};
 use crate::compile::class_of;
 use crate::evaluate::{Case, Clock, Force, Outcome, Party, judge};
 use crate::facts::{Facts, World};
-use crate::policy::Policy;
+use crate::policy::{Endpoint, Policy};
 
 /// What is predicted for one ordered pair of devices and one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,7 +212,7 @@ pub(crate) fn changes(old: Option<&Policy>, new: &Policy, world: &World) -> Vec<
         .flat_map(|r| &r.same)
         .collect();
     let compared: Vec<&Attribute> = compared.into_iter().take(COMPARED_MAX).collect();
-    let mut found: BTreeMap<(String, String, String, Reach, Reach), Vec<Ports>> = BTreeMap::new();
+    let mut found = Found::new();
     for (from_class, from) in &members {
         for (to_class, to) in &members {
             for shared in 0..1u32 << compared.len() {
@@ -220,13 +222,12 @@ pub(crate) fn changes(old: Option<&Policy>, new: &Policy, world: &World) -> Vec<
                     continue;
                 };
                 for service in &services {
-                    let of = |policy| reach(policy, &from, &to, service);
+                    let case = case(&from, &to, service);
+                    let of = |policy| reach(policy, &case);
                     let (before, after) = (old.map_or(Reach::Never, of), of(new));
                     if before == after {
                         continue;
                     }
-                    let name =
-                        |classes: &[Class]| classes.last().map_or_else(String::new, class_name);
                     let names = (name(from_class), name(to_class), relation.clone());
                     let key = (names.0, names.1, names.2, before, after);
                     found.entry(key).or_default().push(*service);
@@ -234,6 +235,7 @@ pub(crate) fn changes(old: Option<&Policy>, new: &Policy, world: &World) -> Vec<
             }
         }
     }
+    underlay(old, new, &members, &services, &mut found);
     let rows = found
         .into_iter()
         .map(|((from, to, relation, before, after), mut ports)| {
@@ -254,11 +256,68 @@ pub(crate) fn changes(old: Option<&Policy>, new: &Policy, world: &World) -> Vec<
 /// Most attributes whose sharing is supposed each way.
 const COMPARED_MAX: usize = 4;
 
-fn reach(policy: &Policy, from: &Facts, to: &Facts, service: &Ports) -> Reach {
-    let case = case(from, to, service);
-    if judge(policy, &case, Clock::Strict, Force::AsIs).passes() {
+/// Rows under construction: who, to whom, how related, before, after, and on what.
+type Found = BTreeMap<(String, String, String, Reach, Reach), Vec<Ports>>;
+
+fn name(classes: &[Class]) -> String {
+    classes.last().map_or_else(String::new, class_name)
+}
+
+/// Compares what classes reach in the underlay and what reaches them from there, by one address of
+/// every range that a rule names, one of the internet, and one of neither.
+fn underlay(
+    old: Option<&Policy>,
+    new: &Policy,
+    members: &BTreeMap<Vec<Class>, &Facts>,
+    services: &[Ports],
+    found: &mut Found,
+) {
+    let rules = old.into_iter().chain([new]).flat_map(|p| &p.rules);
+    let named = rules
+        .flat_map(|r| [&r.from, &r.to])
+        .filter_map(|end| match end {
+            Endpoint::Prefixes(prefixes) => Some(prefixes),
+            Endpoint::Devices(_) | Endpoint::Internet | Endpoint::Controller => None,
+        });
+    let named: BTreeSet<Prefix> = named.flatten().copied().collect();
+    let mut addresses: Vec<(String, IpAddr)> =
+        named.iter().map(|p| (p.to_string(), p.address())).collect();
+    let others = [
+        ("internet", [8, 8, 8, 8]),
+        ("local addresses", [169, 254, 254, 254]),
+    ];
+    addresses.extend(others.map(|(name, octets)| (name.to_owned(), IpAddr::from(octets))));
+    for (classes, facts) in members {
+        let device = Party::Device(facts);
+        for (spelt, address) in &addresses {
+            let outer = (spelt.clone(), Party::Address(*address));
+            let inner = (name(classes), device);
+            for (from, to) in [(&inner, &outer), (&outer, &inner)] {
+                for service in services {
+                    let case = Case {
+                        from: from.1,
+                        to: to.1,
+                        protocol: service.protocol,
+                        port: service.first,
+                    };
+                    // Without a policy the underlay is observed.
+                    let before = old.map_or(Reach::Always, |p| reach(p, &case));
+                    let after = reach(new, &case);
+                    if before != after {
+                        let relation = "underlay".to_owned();
+                        let key = (from.0.clone(), to.0.clone(), relation, before, after);
+                        found.entry(key).or_default().push(*service);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn reach(policy: &Policy, case: &Case<'_>) -> Reach {
+    if judge(policy, case, Clock::Strict, Force::AsIs).passes() {
         Reach::Always
-    } else if judge(policy, &case, Clock::Hopeful, Force::AsIs).passes() {
+    } else if judge(policy, case, Clock::Hopeful, Force::AsIs).passes() {
         Reach::Sometimes
     } else {
         Reach::Never

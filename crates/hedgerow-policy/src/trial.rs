@@ -138,7 +138,7 @@ fn decided_by(policy: &Policy, case: &Case<'_>, by: &By, outcome: &Outcome) -> b
         return false;
     };
     match by {
-        By::State => decision.tier == tier::STATE_ALLOW,
+        By::State => decision.tier == tier::STATE,
         By::Guardrail => decision.tier == tier::GUARDRAIL,
         By::Default => decision.tier == tier::DEFAULT,
         By::Rule(id) => decision.rule == id.as_str(),

@@ -409,6 +409,9 @@ fn sample(text: &str) -> Option<u32> {
         .then_some(seconds)
 }
 
+/// Most ranges of ports in one rule: every peer's decision goes through them.
+const SERVICE_RANGES_MAX: usize = 256;
+
 /// Resolves `service:` of a rule; reports what is not known.
 pub(crate) fn services_of(
     policy: &Policy,
@@ -442,5 +445,18 @@ pub(crate) fn services_of(
     }
     all.sort_unstable();
     all.dedup();
+    if all.len() > SERVICE_RANGES_MAX {
+        let message = format!(
+            "{} ranges of ports, at most {SERVICE_RANGES_MAX}",
+            all.len()
+        );
+        findings.error(
+            node.at,
+            path,
+            message,
+            "join neighbours to ranges, e.g. tcp/5000-5100",
+        );
+        return None;
+    }
     (!all.is_empty()).then_some(Services::Only(all))
 }

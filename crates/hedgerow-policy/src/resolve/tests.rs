@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use hedgerow_model::Mono;
 use hedgerow_model::packet::Packet;
-use hedgerow_model::program::DeviceState;
 
 use super::*;
 use crate::compile::compile;
@@ -253,42 +252,33 @@ fn the_underlay_is_nested_prefixes_narrowest_first() {
 
 #[test]
 fn a_ruleset_beyond_its_bound_is_refused_as_a_whole() {
-    let ports: Vec<String> = (0..30_000u32).map(|i| format!("tcp/{}", i * 2)).collect();
-    let rules: String = ["a", "b", "c"]
-        .iter()
-        .map(|r| format!("  - {{ id: r-{r}, from: \"role={r}\", to: any, service: many }}\n"))
-        .collect();
-    let text = file(&format!(
-        "services: {{ many: [{}] }}\nrules:\n{rules}",
-        ports.join(", ")
-    ));
-    let policy = policy(&text);
+    let rule = |n: usize| {
+        format!("  - {{ id: r-{n}, from: name=d{n}, to: \"role=a\", service: tcp/1 }}\n")
+    };
+    let rules: String = (0..1600).map(rule).collect();
+    let policy = policy(&file(&format!("rules:\n{rules}")));
     let own = device(1, "x", "s1", "role=a");
     let mut program = compile(&policy, &own).unwrap();
-    for (i, rule) in program.rules.iter_mut().enumerate() {
-        // One profile for each peer below, of 30,000 entries each way.
-        if let Target::Peers(_) = rule.target {
-            rule.own_state = None;
-            rule.schedule = None;
+    // More than the language grants, and as equal profiles are shared, a port of its own for each.
+    for (port, rule) in (1000u16..).zip(&mut program.rules) {
+        if let Services::Only(ports) = &mut rule.services {
+            ports.extend((0..128u16).map(|i| Ports::tcp(i * 2)));
+            ports.push(Ports::tcp(port));
         }
-        rule.tier = rule.tier.saturating_add(u8::try_from(i % 2).unwrap());
     }
     let resolver = Resolver::new(&program, &own, "UTC", at(MONDAY_TEN));
-    let states = [None, Some(DeviceState::Held)];
-    let peers: BTreeMap<_, _> = (2..4u8)
+    let peers: BTreeMap<_, _> = (0..1600u16)
         .map(|n| {
-            let facts = device(n, "d", "s1", "role=b").in_state(states[usize::from(n % 2)]);
-            (facts.id, (facts, addresses(u16::from(n))))
+            let mut facts = device(0, &format!("d{n}"), "s1", "");
+            facts.id = DeviceId(u128::from(n).to_be_bytes());
+            (facts.id, (facts, addresses(n)))
         })
         .collect();
-    let many = resolver.ruleset(&peers, environment(addresses(1)));
-    assert!(many.is_ok(), "two profiles still fit");
-    assert!(
-        check(
-            "profile entries",
-            PROFILE_ENTRIES_MAX + 1,
-            PROFILE_ENTRIES_MAX
-        )
-        .is_err()
+    let refused = resolver
+        .ruleset(&peers, environment(addresses(1)))
+        .unwrap_err();
+    assert_eq!(
+        (refused.what, refused.max),
+        ("profile entries", PROFILE_ENTRIES_MAX)
     );
 }
