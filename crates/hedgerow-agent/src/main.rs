@@ -1,2 +1,260 @@
-//! Hedgerow.
-fn main() {}
+//! `hedgerow-agent`: identity, mesh and kernel enforcement on one device.
+//!
+//! ```text
+//!  shell/ (sockets, files, kernel, time) ──inputs──▶ state (decides) ──steps──▶ shell/
+//! ```
+//!
+//! # Invariants
+//!
+//! - The kernel enforces the last verified policy whether this program runs or not.
+//! - What cannot be verified is not used; what cannot be reached is not waited for.
+//! - Every path and name comes from the configuration, so several agents can share a machine.
+#![forbid(unsafe_code)]
+
+mod check;
+mod config;
+mod failure;
+mod shell;
+mod state;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use hedgerow_model::Fault;
+use hedgerow_model::id::{DeviceName, Digest};
+
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// Identity, mesh and kernel enforcement on one device
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Cli {
+    /// The configuration file [default: /etc/hedgerow/agent.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 something given is wrong, 2 usage, 3 the other end \
+    misbehaved, 4 the machine or the network failed, 70 a bug.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Get an identity, with a token from standard input or by an operator's approval
+    Enroll(EnrollArgs),
+    /// Run the agent
+    Run,
+    /// Load the last policy's table into the kernel, from disk alone; for boot, before networking
+    Load,
+    /// Show how things stand
+    Status,
+    /// Say what is wrong on this machine and how to mend it
+    Check,
+    /// Take table, tunnel and names away; the network is as before
+    Off,
+    /// Leave the trust domain and remove the identity
+    Leave {
+        /// Leave also when the controller cannot be told
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show the fingerprint of this device's key
+    Fingerprint,
+    /// Show the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the effective values
+    Show {
+        /// Say where each value comes from
+        #[arg(long)]
+        origin: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct EnrollArgs {
+    /// Read the token from this file instead of standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "controller")]
+    token_file: Option<PathBuf>,
+
+    /// Ask this controller for an operator's approval, without a token
+    #[arg(long, value_name = "HOST:PORT", requires = "root_hash")]
+    controller: Option<String>,
+
+    /// The root set to believe: 64 hexadecimal digits
+    #[arg(long, value_name = "DIGEST", requires = "controller")]
+    root_hash: Option<Digest>,
+
+    /// The name this device would like
+    #[arg(long)]
+    name: Option<DeviceName>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log();
+    match runtime().and_then(|runtime| runtime.block_on(run(&cli))) {
+        Ok(code) => code,
+        Err(failure) => {
+            report(&failure, cli.json);
+            ExitCode::from(failure.fault.exit_code())
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .map_err(|e| Failure::environment(format!("no runtime: {e}"), "see the system's limits"))
+}
+
+async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+    let config = Config::read(cli.config.as_deref())?;
+    let done = |text: String| {
+        print(&if cli.json {
+            serde_json::json!({ "done": text }).to_string()
+        } else {
+            text
+        })
+    };
+    match &cli.command {
+        Command::Enroll(args) => {
+            let order = shell::enroll::Order {
+                token_file: args.token_file.clone(),
+                controller: args.controller.clone(),
+                root_hash: args.root_hash,
+                name: args.name.clone(),
+            };
+            done(shell::enroll::run(&order, &config, &mut say).await?)?;
+        }
+        Command::Run => {
+            let end = Box::pin(shell::run::run(config)).await?;
+            tracing::info!(?end, "ended");
+        }
+        Command::Load => done(shell::offline::load(&config)?)?,
+        Command::Status => status(cli, &config).await?,
+        Command::Check => return check(cli, &config).await,
+        Command::Off => done(shell::offline::off(&config).await?)?,
+        Command::Leave { force } => done(shell::offline::leave(&config, *force).await?)?,
+        Command::Fingerprint => {
+            let text = shell::offline::own_fingerprint(&config)?;
+            print(&if cli.json {
+                serde_json::json!({ "fingerprint": text }).to_string()
+            } else {
+                text
+            })?;
+        }
+        Command::Config {
+            command: ConfigCommand::Show { origin },
+        } => show(cli, &config, *origin)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status(cli: &Cli, config: &Config) -> Result<(), Failure> {
+    let request = shell::local::Request::Status;
+    let status = shell::local::ask(config, &request).await?.ok_or_else(|| {
+        Failure::environment(
+            format!("no agent answers at {}", config.socket().display()),
+            "start it: `systemctl start hedgerow-agent`, or see `hedgerow-agent check`",
+        )
+    })?;
+    print(&if cli.json {
+        status.to_string()
+    } else {
+        shell::status::text(&status).trim_end().to_owned()
+    })
+}
+
+async fn check(cli: &Cli, config: &Config) -> Result<ExitCode, Failure> {
+    let findings = check::all(config).await;
+    print(&if cli.json {
+        serde_json::json!({ "findings": findings }).to_string()
+    } else {
+        check::text(&findings)
+    })?;
+    let worst = findings
+        .iter()
+        .any(|f| f.severity == check::Severity::Error);
+    Ok(ExitCode::from(if worst {
+        Fault::Environment.exit_code()
+    } else {
+        0
+    }))
+}
+
+fn show(cli: &Cli, config: &Config, with_origin: bool) -> Result<(), Failure> {
+    if cli.json {
+        let values = serde_json::to_string(config.origins());
+        return print(&values.unwrap_or_default());
+    }
+    for value in config.origins() {
+        print(&if with_origin {
+            format!("{} = {}  # {}", value.key, value.value, value.origin)
+        } else {
+            format!("{} = {}", value.key, value.value)
+        })?;
+    }
+    Ok(())
+}
+
+/// Logs go to standard error. The filter is the one thing taken from the environment.
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::filter::LevelFilter;
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var("HEDGEROW_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+fn say(text: &str) {
+    // Progress that nobody can see is no reason to stop.
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
+
+fn report(failure: &Failure, json: bool) {
+    let text = if json {
+        serde_json::json!({ "error": {
+            "message": failure.message,
+            "remedy": failure.remedy,
+            "exit_code": failure.fault.exit_code(),
+        } })
+        .to_string()
+    } else {
+        format!("hedgerow-agent: {failure}")
+    };
+    say(&text);
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::environment(
+            format!("cannot write to standard output: {e}"),
+            "see where it goes",
+        )),
+        _ => Ok(()),
+    }
+}

@@ -304,6 +304,13 @@ impl AgentSession {
         }
     }
 
+    /// Makes the controller say something soon: the next ping is due now.
+    pub fn ping(&mut self, now: Mono) {
+        if self.state == State::Open {
+            self.next_ping = now;
+        }
+    }
+
     /// Advances time. Calling it early or twice is harmless.
     pub fn handle_timeout(&mut self, now: Mono) {
         if self.state == State::Closed {

@@ -1,0 +1,14 @@
+//! What touches the world: one event loop, sockets, files, the kernel, clocks and entropy.
+
+pub(crate) mod act;
+pub(crate) mod clock;
+pub(crate) mod enroll;
+pub(crate) mod entropy;
+pub(crate) mod identity;
+pub(crate) mod local;
+pub(crate) mod offline;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod store;
+pub(crate) mod tls;
+pub(crate) mod uplink;

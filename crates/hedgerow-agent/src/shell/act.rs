@@ -1,0 +1,679 @@
+//! Doing what the state decided, and what sessions, rotation and people ask.
+
+use std::time::Duration;
+
+use hedgerow_identity::certificate::{Purpose, check_leaf};
+use hedgerow_identity::rotation::{self, Uplink};
+use hedgerow_linux::tunnel::{Command, PeerConfig, PrivateKey, Report, Slot, Tunnel, TunnelConfig};
+use hedgerow_linux::{conntrack, hosts, process};
+use hedgerow_mesh::OwnIdentity;
+use hedgerow_model::address::Underlay;
+use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::resource::ResourceKind;
+use hedgerow_model::{Mono, Now};
+use hedgerow_sync::agent::{self, Opening};
+use hedgerow_sync::message::{self, HandUp, Renew, Renewed};
+use hedgerow_sync::{AgentSession, Backoff};
+use tokio::sync::oneshot;
+
+use super::entropy;
+use super::identity::{Identity, Keys};
+use super::local::Request;
+use super::run::{Daemon, End, Live, Renewal};
+use super::uplink::{self, Connection};
+use super::{offline, status, tls};
+use crate::failure::{Failure, chain};
+use crate::state::{Step, ToTunnel};
+
+/// How long a goodbye may take.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+/// Refusals after which a new certificate is given up.
+const REFUSALS_MAX: u32 = 3;
+
+impl Daemon {
+    /// Does everything there is to do, until nothing is left.
+    pub(super) fn work(&mut self) {
+        loop {
+            let now = self.clock.now();
+            let mut busy = false;
+            while let Some(step) = self.state.poll() {
+                self.act(step);
+                busy = true;
+            }
+            while let Some(output) = self.session().and_then(AgentSession::poll) {
+                self.obey(output, now);
+                busy = true;
+            }
+            while let Some(output) = self.rotation.poll() {
+                self.rotate(output, now);
+                busy = true;
+            }
+            if !busy {
+                break;
+            }
+        }
+        self.report_events();
+        let now = self.clock.now();
+        self.keep_spool(now);
+        if let Some(live) = &mut self.live
+            && let Some(session) = &mut live.session
+        {
+            live.connection.fill(|| session.next_frame());
+        }
+    }
+
+    fn session(&mut self) -> Option<&mut AgentSession> {
+        self.live.as_mut()?.session.as_mut()
+    }
+
+    fn act(&mut self, step: Step) {
+        let now = self.clock.now();
+        match step {
+            Step::Store => self.store_resources(),
+            Step::Load(ruleset) => {
+                let generation = ruleset.generation;
+                let result = self.table.load(&ruleset, now).map_err(|e| chain(&e));
+                let now = self.clock.now();
+                self.state.handle_loaded(generation, result, now);
+            }
+            Step::Elements(elements) => {
+                let result = self
+                    .table
+                    .set_peers(&elements)
+                    .and_then(|()| self.table.expected(now.mono))
+                    .map_err(|e| chain(&e));
+                self.state.handle_elements(&elements, result, now);
+            }
+            Step::Verify => {
+                let reading = self.read_back(now);
+                let now = self.clock.now();
+                self.state.handle_verified(reading, now);
+            }
+            Step::CutConnections(address) => {
+                if let Err(error) = conntrack::delete_for(address) {
+                    tracing::debug!(%error, %address, "connections not forgotten");
+                }
+            }
+            Step::Acknowledge(revision, stage) => self.acknowledge(revision, stage),
+            Step::Resolve(id, query) => {
+                let sent = self.session().map(|s| s.resolve(id, query));
+                if !matches!(sent, Some(Ok(()))) {
+                    self.state.handle_resolved(id, None, now);
+                }
+            }
+            Step::BindKey => self.bind(now),
+            Step::Remember(memory) => {
+                self.written("a peer", |s| s.store.write_memory(&memory));
+            }
+            Step::Forget(device) => {
+                self.written("a peer", |s| s.store.remove_memory(device));
+            }
+            Step::Hosts(entries) => self.write_hosts(&entries),
+            Step::Controllers(controllers) => {
+                self.controllers = controllers;
+                self.names_at = now.mono;
+            }
+            Step::StoreTrial(trial) => {
+                self.written("the trial", |s| s.store.write_trial(trial));
+            }
+            Step::Probe => {
+                if let Some(session) = self.session() {
+                    session.ping(now.mono);
+                }
+            }
+            Step::Tunnel(order) => self.tell_tunnel(order),
+        }
+    }
+
+    fn tell_tunnel(&mut self, order: ToTunnel) {
+        let command = match order {
+            ToTunnel::SetPeer {
+                device,
+                key,
+                addresses,
+                endpoint,
+            } => Command::SetPeer(PeerConfig {
+                device,
+                slot: Slot::Current,
+                public_key: key,
+                addresses,
+                endpoint,
+                psk: None,
+                keepalive: None,
+            }),
+            ToTunnel::ForgetOldKey(device) => Command::ForgetPeerKey {
+                device,
+                slot: Slot::Previous,
+            },
+            ToTunnel::RemovePeer(device) => Command::RemovePeer { device },
+            ToTunnel::Send(to, bytes) => Command::SendDatagram { to, bytes },
+            ToTunnel::Release(dst) => Command::Release { dst },
+            ToTunnel::Reject(dst) => Command::RejectQueued { dst },
+        };
+        if let Some(tunnel) = &self.tunnel
+            && let Err(error) = tunnel.send(command)
+        {
+            tracing::error!(%error, "the tunnel took no command");
+        }
+    }
+
+    fn store_resources(&mut self) {
+        let stored = self.state.stored();
+        let chain = self.state.trust().export();
+        self.written("resources", |s| {
+            s.store.write_manifests(chain)?;
+            s.store.write_resources(stored)
+        });
+    }
+
+    fn acknowledge(&mut self, revision: hedgerow_model::id::Revision, stage: message::Stage) {
+        let holdings = self.state.holdings();
+        let Some(session) = self.session() else {
+            return;
+        };
+        if let Err(error) = session.handle_verdict(revision, stage, holdings) {
+            self.disconnect(&error.to_string());
+        }
+    }
+
+    fn write_hosts(&mut self, entries: &hosts::Entries) {
+        let Some(path) = &self.config.hosts_file else {
+            return;
+        };
+        if let Err(error) = hosts::write(path, entries) {
+            tracing::warn!(error = chain(&error), "names are not in the hosts file");
+        }
+    }
+
+    /// Makes a WireGuard key, gives it to the tunnel, and tells the mesh.
+    fn bind(&mut self, now: Now) {
+        let (secret, own) = match self.identities.bind(self.state.ticket(), now) {
+            Ok(bound) => bound,
+            Err(failure) => {
+                tracing::error!(%failure, "no new key");
+                return;
+            }
+        };
+        let addresses = self.state.ticket().addresses;
+        if self.tunnel_addresses.is_some_and(|old| old != addresses)
+            && let Some(tunnel) = self.tunnel.take()
+        {
+            tracing::warn!("the overlay addresses changed; the tunnel begins anew");
+            tunnel.shutdown();
+        }
+        if let Some(tunnel) = &self.tunnel {
+            let command = Command::SetIdentityKey {
+                slot: Slot::Current,
+                secret: Some(secret),
+            };
+            if let Err(error) = tunnel.send(command) {
+                tracing::error!(%error, "the tunnel took no key");
+                return;
+            }
+        } else if let Err(failure) = self.start_tunnel(secret, now) {
+            self.fatal = Some(failure);
+            return;
+        }
+        self.tell_mesh(own, now);
+    }
+
+    fn tell_mesh(&mut self, own: OwnIdentity, now: Now) {
+        let tenth = crate::state::KEY_LIFE / 10;
+        let spread = u64::try_from(tenth.as_millis()).unwrap_or(1).max(1);
+        let jitter = Duration::from_millis(entropy::seed() % spread);
+        self.state.handle_bound(own, now, jitter);
+    }
+
+    fn start_tunnel(&mut self, secret: PrivateKey, now: Now) -> Result<(), Failure> {
+        let addresses = self.state.ticket().addresses;
+        let config = TunnelConfig {
+            name: self.config.interface.clone(),
+            addresses,
+            mtu: self.config.mtu,
+            port: self.config.mesh_port,
+            private_key: secret,
+            persistent: true,
+            wall_floor: now.wall,
+        };
+        let sender = self.reports.clone();
+        let reports = move |report: Report| sender.try_send(report).map_err(|e| e.into_inner());
+        let tunnel = Tunnel::start(config, reports).map_err(|e| {
+            Failure::new(
+                e.fault(),
+                format!("no tunnel: {}", chain(&e)),
+                "free the port or interface, or set mesh.port and mesh.interface; see `hedgerow-agent check`",
+            )
+        })?;
+        self.tunnel = Some(tunnel);
+        self.tunnel_addresses = Some(addresses);
+        let pools = self.state.pools();
+        offline::dress_interface(&self.config, &addresses, &pools)
+    }
+
+    /// Begins a connection to the next controller in turn.
+    pub(super) fn connect(&mut self, now: Now) {
+        self.connect_at = Mono::NEVER;
+        if self.controllers.is_empty() {
+            return;
+        }
+        let endpoint = self
+            .controllers
+            .get(self.turn % self.controllers.len())
+            .cloned();
+        self.turn = self.turn.wrapping_add(1);
+        let next = self.identities.next().filter(|_| self.prefer_next);
+        let uses_next = next.is_some();
+        let identity = next.unwrap_or_else(|| self.identities.current());
+        let config = tls::for_session(identity, self.state.trust(), self.state.standing(), now);
+        let (Some(endpoint), Ok(config)) = (endpoint, config) else {
+            tracing::error!("no TLS configuration; trying again");
+            self.connect_at = self.backoff.handle_failure(now.mono);
+            return;
+        };
+        self.serials += 1;
+        let inputs = self.inputs.clone();
+        let connection = Connection::begin(endpoint.clone(), config, inputs, self.serials);
+        self.live = Some(Live {
+            serial: self.serials,
+            endpoint,
+            connection,
+            session: None,
+            uses_next,
+            welcomed: false,
+        });
+    }
+
+    pub(super) fn handle_uplink(&mut self, report: uplink::Report, now: Now) {
+        match report {
+            uplink::Report::Connected(local) => self.greet(local.map(|a| a.ip()), now),
+            uplink::Report::Room => {}
+            uplink::Report::Bytes(bytes) => {
+                let Some(session) = self.session() else {
+                    return;
+                };
+                let result = session.handle_bytes(&bytes, now.mono);
+                let is_open = session.is_open();
+                if let Err(error) = result {
+                    let event = Event::new(now.wall, EventKind::MessageRefused);
+                    self.state.event(event.detail("reason", &error));
+                    self.disconnect(&error.to_string());
+                } else if is_open {
+                    self.state.handle_heard(now);
+                }
+            }
+            uplink::Report::Closed(reason) => self.disconnect(&reason),
+        }
+    }
+
+    /// Opens a session on a fresh connection: the generation is on disk before it is used.
+    fn greet(&mut self, local: Option<std::net::IpAddr>, now: Now) {
+        self.local_address = local;
+        let generation = match self.store.next_generation() {
+            Ok(generation) => generation,
+            Err(failure) => {
+                self.state.handle_disk(Err(failure.to_string()));
+                self.disconnect(&failure.to_string());
+                return;
+            }
+        };
+        let opening = Opening {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: boot_id(),
+            generation,
+            verified: self.state.verified(),
+            holdings: self.state.holdings(),
+            revocations: self.state.standing().revocation_version(),
+            manifest: self.state.trust().manifest().version,
+            ticket_epoch: self.state.ticket().epoch,
+            endpoints: self.endpoints(),
+            introduction_key: self.state.ticket().introduction_key,
+        };
+        if let Some(live) = &mut self.live {
+            live.session = Some(AgentSession::new(opening, entropy::seed(), now.mono));
+        }
+    }
+
+    /// Where the mesh may reach this device: from where the controller sees it, and as configured.
+    fn endpoints(&self) -> Vec<Underlay> {
+        let port = self
+            .tunnel
+            .as_ref()
+            .map_or(self.config.mesh_port, |t| t.port());
+        let seen = self.local_address.map(|ip| Underlay((ip, port).into()));
+        let given = self.config.endpoints.iter().copied().map(Underlay);
+        given.chain(seen).collect()
+    }
+
+    /// Ends the connection and plans the next.
+    pub(super) fn disconnect(&mut self, reason: &str) {
+        let now = self.clock.now();
+        let Some(live) = self.live.take() else {
+            return;
+        };
+        tracing::info!(endpoint = live.endpoint, reason, "no session");
+        self.last_uplink_error = Some(format!("{}: {reason}", live.endpoint));
+        self.state.spool().handle_uplink_down();
+        self.state.handle_uplink_down(reason, now);
+        self.note_uplink(Uplink::Down, now);
+        self.renewal = None;
+        if live.uses_next && live.session.is_some() && !live.welcomed {
+            self.refusals_of_next += 1;
+            if self.refusals_of_next >= REFUSALS_MAX {
+                self.refusals_of_next = 0;
+                self.rotation.handle_refused(now.mono);
+            }
+        }
+        if self.connect_at == Mono::NEVER {
+            self.connect_at = self.backoff.handle_failure(now.mono);
+        }
+        if let Some(reply) = self.leaving.take() {
+            self.end = Some(End::Off);
+            // Who asked may have gone; the device leaves all the same.
+            drop(reply.send(serde_json::json!({ "left": true })));
+        }
+    }
+
+    fn obey(&mut self, output: agent::Output, now: Now) {
+        match output {
+            agent::Output::Welcomed(welcome) => self.welcomed(&welcome, now),
+            agent::Output::Apply(update) => self.state.handle_update(update, now),
+            agent::Output::Refused {
+                revision,
+                kind,
+                reason,
+            } => {
+                tracing::warn!(%revision, reason, "an update was refused");
+                let mut event = Event::new(now.wall, EventKind::ResourceRefused)
+                    .detail("reason", reason)
+                    .detail("revision", revision);
+                if let Some(kind) = kind {
+                    event = event.detail("resource", kind);
+                }
+                self.state.event(event);
+            }
+            agent::Output::HandUpWanted(kind) => self.hand_up(kind),
+            agent::Output::Beacon(bytes) => self.beacon(&bytes, now),
+            agent::Output::Renewed(new) => self.renewed(new, now),
+            agent::Output::RenewRefused { reason, .. } => {
+                tracing::warn!(reason, "no new certificate");
+                self.renewal = None;
+                self.rotation.handle_refused(now.mono);
+            }
+            agent::Output::Resolved { id, peer } => self.state.handle_resolved(id, peer, now),
+            agent::Output::EventsStored(upto) => self.state.spool().handle_stored(upto),
+            agent::Output::Command(command) => self.command(&command, now),
+            agent::Output::Held(reason) => self.state.handle_held(reason, now),
+            agent::Output::Busy(wait) => {
+                self.connect_at = self.backoff.handle_busy(wait, now.mono);
+                self.disconnect("the controller is busy");
+            }
+            agent::Output::Closed(reason) => self.disconnect(&reason),
+        }
+    }
+
+    fn welcomed(&mut self, welcome: &message::Welcome, now: Now) {
+        let Some(live) = &mut self.live else {
+            return;
+        };
+        live.welcomed = true;
+        let uses_next = live.uses_next;
+        tracing::info!(
+            endpoint = live.endpoint,
+            session = welcome.session,
+            "session open"
+        );
+        self.last_uplink_error = None;
+        self.turn = self.turn.wrapping_sub(1);
+        self.backoff.handle_success();
+        self.beacon(&welcome.beacon, now);
+        self.state.handle_uplink_up(now);
+        self.note_uplink(Uplink::Up, now);
+        if uses_next {
+            self.refusals_of_next = 0;
+            self.rotation.handle_accepted(now.mono);
+        }
+    }
+
+    fn beacon(&mut self, bytes: &[u8], now: Now) {
+        if bytes.is_empty() {
+            return;
+        }
+        if let Some(secs) = self.state.handle_beacon(bytes, now)
+            && let Some(floor) = self.clock.raise(hedgerow_model::Wall::from_secs(secs))
+        {
+            self.written("trusted time", |s| s.store.write_floor(floor));
+        }
+    }
+
+    fn hand_up(&mut self, kind: ResourceKind) {
+        let bytes = match kind {
+            ResourceKind::Manifest => self.state.trust().manifest_bytes().to_vec(),
+            ResourceKind::Revocations => match self.state.standing().revocations() {
+                Some(list) => list.bytes().to_vec(),
+                None => return,
+            },
+            ResourceKind::Ticket => self.state.ticket().bytes().to_vec(),
+            ResourceKind::States
+            | ResourceKind::Program
+            | ResourceKind::Config
+            | ResourceKind::Names => return,
+        };
+        tracing::info!(%kind, "handing up what the controller does not know");
+        if let Some(Err(error)) = self.session().map(|s| s.hand_up(HandUp { kind, bytes })) {
+            tracing::warn!(%error, "not handed up");
+        }
+    }
+
+    fn command(&mut self, command: &message::Command, now: Now) {
+        match command {
+            message::Command::Confirm(_) => self.state.handle_heard(now),
+            message::Command::Reconnect(millis) => {
+                let wait = Duration::from_millis(*millis);
+                self.connect_at = Backoff::new(entropy::seed()).handle_busy(wait, now.mono);
+                self.disconnect("the controller asks to connect again");
+            }
+            message::Command::RotateKeys => self.bind(now),
+        }
+    }
+
+    fn rotate(&mut self, output: rotation::Output, now: Now) {
+        match output {
+            rotation::Output::Request => self.request_renewal(now),
+            rotation::Output::StoreNext => self.store_next(now),
+            rotation::Output::TryNext => {
+                self.prefer_next = true;
+                if self.live.as_ref().is_none_or(|live| !live.uses_next) {
+                    self.connect_at = now.mono;
+                    self.disconnect("connecting with the new certificate");
+                }
+            }
+            rotation::Output::Promote => {
+                self.prefer_next = false;
+                if let Err(failure) = self.identities.promote(&self.store) {
+                    tracing::error!(%failure, "the new certificate is in use but not in its place");
+                }
+                self.state.handle_identity_keys(self.identities.keys());
+            }
+            rotation::Output::DropNext => {
+                self.prefer_next = false;
+                if let Err(failure) = self.identities.drop_next(&self.store) {
+                    tracing::error!(%failure, "a refused certificate stays on disk");
+                }
+                self.state.handle_identity_keys(self.identities.keys());
+            }
+        }
+    }
+
+    fn request_renewal(&mut self, now: Now) {
+        let id = entropy::seed() >> 1;
+        let request = Keys::generate().and_then(|keys| {
+            let csr = keys.request()?;
+            Ok((keys, csr))
+        });
+        let sent = match request {
+            Ok((keys, csr)) => {
+                let introduction_key = keys.introduction_public();
+                self.renewal = Some(Renewal {
+                    id,
+                    keys,
+                    answer: None,
+                });
+                let request = Renew {
+                    id,
+                    csr,
+                    introduction_key,
+                };
+                matches!(self.session().map(|s| s.renew(request)), Some(Ok(())))
+            }
+            Err(failure) => {
+                tracing::error!(%failure, "no request for a new certificate");
+                false
+            }
+        };
+        if !sent {
+            self.renewal = None;
+            self.rotation.handle_refused(now.mono);
+        }
+    }
+
+    fn renewed(&mut self, new: Renewed, now: Now) {
+        let Some(renewal) = self.renewal.as_mut().filter(|r| r.id == new.id) else {
+            return;
+        };
+        let key = renewal.keys.identity.public();
+        let trust = self.state.trust();
+        let id = self.state.ticket().id;
+        let ticket = trust.verify_own_ticket(&new.ticket, &key, Some(id));
+        let leaf = new.chain.first().map_or(&[][..], Vec::as_slice);
+        let standing = self.state.standing();
+        let checked = check_leaf(leaf, trust, standing, Purpose::Device, now);
+        let problem = match (&ticket, &checked) {
+            (Err(refused), _) => Some(refused.to_string()),
+            (_, Err(refused)) => Some(refused.to_string()),
+            (Ok(_), Ok(leaf)) if leaf.key() != key => Some("another key".to_owned()),
+            (Ok(_), Ok(_)) => None,
+        };
+        if let Some(problem) = problem {
+            tracing::error!(problem, "the new certificate is refused");
+            self.renewal = None;
+            self.rotation.handle_refused(now.mono);
+            return;
+        }
+        renewal.answer = Some((new.chain, new.ticket));
+        self.rotation.handle_issued(now.mono);
+    }
+
+    fn store_next(&mut self, now: Now) {
+        let Some(renewal) = self.renewal.take() else {
+            self.rotation.handle_not_stored(now.mono);
+            return;
+        };
+        let (chain, ticket) = renewal.answer.unwrap_or_default();
+        let next = Identity::new(&renewal.keys, chain, ticket);
+        match self.identities.store_next(&self.store, next) {
+            Ok(()) => {
+                self.state.handle_identity_keys(self.identities.keys());
+                self.rotation.handle_stored(now.mono);
+            }
+            Err(failure) => {
+                tracing::error!(%failure, "the new certificate is not stored");
+                self.rotation.handle_not_stored(now.mono);
+            }
+        }
+    }
+
+    fn report_events(&mut self) {
+        let Some(session) = self.live.as_mut().and_then(|l| l.session.as_mut()) else {
+            return;
+        };
+        if !session.is_open() || session.telemetry_waiting() > 0 {
+            return;
+        }
+        if let Some((first, events)) = self.state.spool().next_report(message::EVENTS_MAX)
+            && session.events(first, events).is_err()
+        {
+            self.state.spool().handle_uplink_down();
+        }
+    }
+
+    pub(super) fn handle_local(
+        &mut self,
+        request: Request,
+        reply: oneshot::Sender<serde_json::Value>,
+    ) {
+        let answer = match request {
+            Request::Status => status::of(self),
+            Request::Off => {
+                self.end = Some(End::Off);
+                let now = self.clock.now();
+                self.state
+                    .event(Event::new(now.wall, EventKind::EnforcementDisabled));
+                serde_json::json!({ "off": true })
+            }
+            Request::Leave { force } => match self.session().map(AgentSession::leave) {
+                Some(Ok(())) => {
+                    self.leaving = Some(reply);
+                    return;
+                }
+                _ if force => {
+                    self.end = Some(End::Off);
+                    serde_json::json!({ "left": true, "told_controller": false })
+                }
+                _ => serde_json::json!({
+                    "error": "the controller cannot be reached; use --force to leave without telling it"
+                }),
+            },
+        };
+        // Who asked may have gone.
+        drop(reply.send(answer));
+    }
+
+    /// Ends what was begun. The table stays unless the end is [`End::Off`].
+    pub(super) async fn finish(mut self, end: End) -> End {
+        self.notify("say that we are stopping", |m, _| m.stopping());
+        let now = self.clock.now();
+        self.report_events();
+        if let Some(session) = self.session() {
+            session.bye();
+        }
+        self.keep_spool(now);
+        self.written("trusted time", |s| s.store.write_floor(s.clock.floor()));
+        if let Some(mut live) = self.live.take() {
+            if let Some(session) = &mut live.session {
+                while let Some(frame) = session.next_frame() {
+                    let mut frame = Some(frame);
+                    live.connection.fill(|| frame.take());
+                    tokio::task::yield_now().await;
+                    if frame.is_some() {
+                        break;
+                    }
+                }
+            }
+            // A controller that does not listen is not waited for.
+            drop(tokio::time::timeout(GOODBYE_WITHIN, live.connection.finish()).await);
+        }
+        if let Some(tunnel) = self.tunnel.take() {
+            tunnel.shutdown();
+        }
+        if end == End::Off {
+            self.notify("forget the table's socket", |m, _| {
+                m.forget(hedgerow_linux::nft::DESCRIPTOR_NAME)
+            });
+            if let Err(failure) = offline::undress(&self.config, &mut self.table) {
+                tracing::error!(%failure, "not everything was taken back");
+            }
+        }
+        end
+    }
+}
+
+/// Returns the boot's id as 16 bytes; zeros where there is none.
+fn boot_id() -> [u8; 16] {
+    let text = process::boot_id().unwrap_or_default();
+    let digest = hedgerow_model::id::Digest::of(text.as_bytes()).0;
+    let mut id = [0; 16];
+    for (slot, byte) in id.iter_mut().zip(digest) {
+        *slot = byte;
+    }
+    id
+}

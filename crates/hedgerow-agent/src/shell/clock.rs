@@ -1,0 +1,78 @@
+//! The one place where the agent looks at a clock.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use hedgerow_identity::clock::{ClockState, TrustedClock};
+use hedgerow_model::{Mono, Now, Wall};
+
+/// 2026-11-01: nothing was built before, so a clock that says less is wrong.
+const BUILT: Wall = Wall::from_secs(1_793_491_200);
+/// Timers of the runtime reach no further.
+const FAR: Duration = Duration::from_secs(30 * 86_400);
+
+/// The machine's clocks under the trusted-time floor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    start: Instant,
+    trusted: TrustedClock,
+}
+
+impl Clock {
+    /// Starts the monotonic clock at zero, over the floor that an earlier run wrote down.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the shell's clock: everything else takes time as an argument"
+    )]
+    pub(crate) fn start(persisted: Option<Wall>) -> Self {
+        Self {
+            start: Instant::now(),
+            trusted: TrustedClock::new(BUILT, persisted, Mono::ZERO),
+        }
+    }
+
+    /// Reads both clocks.
+    pub(crate) fn now(&self) -> Now {
+        self.trusted.now(system(), self.mono())
+    }
+
+    /// Reads the monotonic clock.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the shell's clock: everything else takes time as an argument"
+    )]
+    pub(crate) fn mono(&self) -> Mono {
+        Mono(Instant::now().duration_since(self.start))
+    }
+
+    /// Judges the system clock.
+    pub(crate) fn state(&self) -> ClockState {
+        self.trusted.state(system(), self.mono())
+    }
+
+    /// Learns that `proven` is past. Returns the floor when that was news.
+    pub(crate) fn raise(&mut self, proven: Wall) -> Option<Wall> {
+        let mono = self.mono();
+        let news = self.trusted.raise(proven, mono);
+        news.then(|| self.trusted.floor(mono))
+    }
+
+    /// Returns the floor: what to write down.
+    pub(crate) fn floor(&self) -> Wall {
+        self.trusted.floor(self.mono())
+    }
+
+    /// Returns the moment of `mono` for timers of the runtime.
+    pub(crate) fn instant(&self, mono: Mono) -> tokio::time::Instant {
+        let soon = mono.0.min(self.mono().0.saturating_add(FAR));
+        tokio::time::Instant::from_std(self.start + soon)
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the shell's clock: everything else takes time as an argument"
+)]
+fn system() -> Wall {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Wall(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
+}

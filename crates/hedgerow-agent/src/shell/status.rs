@@ -1,0 +1,235 @@
+//! What `hedgerow-agent status` shows: gathered in the loop, printed by the command.
+
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use hedgerow_identity::certificate::LeafFacts;
+use hedgerow_identity::clock::ClockState;
+use hedgerow_linux::nft::Ownership;
+use hedgerow_linux::tunnel::Command;
+use hedgerow_model::Wall;
+use serde_json::{Map, Value, json};
+
+use super::identity::Identity;
+use super::run::Daemon;
+
+/// How long the tunnel's thread may take to list its peers.
+const PEERS_WITHIN: Duration = Duration::from_millis(200);
+
+/// Returns when an identity's certificate begins, if it can be read.
+pub(crate) fn leaf_begins(identity: &Identity) -> Option<Wall> {
+    leaf(identity).map(|facts| Wall::from_secs(facts.not_before_secs()))
+}
+
+fn leaf(identity: &Identity) -> Option<LeafFacts> {
+    LeafFacts::parse(identity.chain.first()?).ok()
+}
+
+/// Gathers everything.
+pub(super) fn of(daemon: &mut Daemon) -> Value {
+    let now = daemon.clock.now();
+    let clock = match daemon.clock.state() {
+        ClockState::Trusted => "trusted",
+        ClockState::Behind(_) => "behind",
+        ClockState::Ahead(_) => "ahead",
+    };
+    let session = daemon.live.as_ref().filter(|l| l.welcomed);
+    let controller = session.map(|l| l.endpoint.clone());
+    let verified = daemon.state.verified();
+    let facts = leaf(daemon.identities.current());
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "device": device(daemon),
+        "certificate": {
+            "not_before": facts.as_ref().map(LeafFacts::not_before_secs),
+            "not_after": facts.as_ref().map(LeafFacts::not_after_secs),
+            "expired": facts.as_ref().is_some_and(|f| f.not_after_secs() < now.wall.secs()),
+        },
+        "uplink": {
+            "connected": controller.is_some(),
+            "controller": controller,
+            "last_error": daemon.last_uplink_error,
+        },
+        "policy": {
+            "revision": daemon.state.holdings().revision.map(|r| r.to_string()),
+            "verified": verified.map(|v| v.revision.to_string()),
+            "table_hash": verified.map(|v| v.table_hash.to_string()),
+        },
+        "table": table(daemon),
+        "mesh": mesh(daemon),
+        "clock": { "state": clock, "seconds": now.wall.secs() },
+        "events_waiting": daemon.state.spool().len(),
+        "disk_failed": daemon.state.disk_failed(),
+    })
+}
+
+fn device(daemon: &Daemon) -> Value {
+    let ticket = daemon.state.ticket();
+    json!({
+        "id": ticket.id.to_string(),
+        "name": ticket.name.as_str(),
+        "site": ticket.site.as_str(),
+        "trust_domain": daemon.state.trust().trust_domain().as_str(),
+        "labels": ticket.labels.to_string(),
+        "addresses": ticket.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
+        "epoch": ticket.epoch,
+        "state": daemon.state.own_state().map(|s| s.as_str()),
+        "held": daemon.state.held(),
+    })
+}
+
+fn table(daemon: &mut Daemon) -> Value {
+    let counters = daemon.table.counters().unwrap_or_default();
+    let counters: Map<String, Value> = counters
+        .into_iter()
+        .filter(|(_, c)| c.packets > 0)
+        .map(|(name, c)| (name, json!({ "packets": c.packets, "bytes": c.bytes })))
+        .collect();
+    let (table, intact) = daemon.state.table();
+    json!({
+        "loaded": table.is_some(),
+        "intact": intact,
+        "owned": daemon.table.ownership() == Some(Ownership::Owned),
+        "generation": table.map(|t| t.generation),
+        "peers": table.map(|t| t.peers.len()),
+        "profiles": table.map(|t| t.profiles.len()),
+        "underlay": table.map(|t| format!("{:?}", t.underlay_mode).to_lowercase()),
+        "counters": counters,
+    })
+}
+
+fn mesh(daemon: &Daemon) -> Value {
+    let tunnel: Map<String, Value> = daemon
+        .tunnel
+        .iter()
+        .flat_map(|t| t.stats().iter().collect::<Vec<_>>())
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .collect();
+    let mesh = daemon.state.mesh_status();
+    let refused: Map<String, Value> = mesh
+        .refused
+        .iter()
+        .map(|(reason, count)| (reason.to_string(), json!(count)))
+        .collect();
+    json!({
+        "interface": daemon.config.interface,
+        "port": daemon.tunnel.as_ref().map(|t| t.port()),
+        "remembered": mesh.remembered,
+        "refused": refused,
+        "peers": peers(daemon),
+        "tunnel": tunnel,
+    })
+}
+
+fn peers(daemon: &Daemon) -> Vec<Value> {
+    let (reply, receiver) = sync_channel(1);
+    let asked = daemon
+        .tunnel
+        .as_ref()
+        .is_some_and(|t| t.send(Command::ListPeers { reply }).is_ok());
+    let traffic = match asked {
+        true => receiver.recv_timeout(PEERS_WITHIN).unwrap_or_default(),
+        false => Vec::new(),
+    };
+    let peers = daemon.state.mesh_status().peers;
+    peers
+        .iter()
+        .map(|peer| {
+            let seen = traffic.iter().find(|t| t.device == peer.device);
+            json!({
+                "id": peer.device.to_string(),
+                "name": peer.name.as_str(),
+                "site": peer.site.as_str(),
+                "addresses": peer.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
+                "endpoint": peer.endpoint.map(|e| e.to_string()),
+                "session": peer.in_session,
+                "received_bytes": seen.map(|s| s.received_bytes),
+                "sent_bytes": seen.map(|s| s.sent_bytes),
+                "last_received_seconds": seen.and_then(|s| s.last_received).map(|d| d.as_secs()),
+            })
+        })
+        .collect()
+}
+
+/// What is not as it should be: where to look, the bad value, what it means.
+const WARNINGS: [(&str, bool, &str); 5] = [
+    (
+        "/uplink/connected",
+        false,
+        "not connected to a controller: the last policy stays in force",
+    ),
+    (
+        "/table/loaded",
+        false,
+        "no table in the kernel: nothing is enforced",
+    ),
+    (
+        "/table/intact",
+        false,
+        "the kernel's table was not as loaded at the last reading",
+    ),
+    ("/certificate/expired", true, "the certificate has expired"),
+    (
+        "/disk_failed",
+        true,
+        "the state directory does not take writes",
+    ),
+];
+
+/// Writes a status for people: what is not as it should be stands first.
+pub(crate) fn text(status: &Value) -> String {
+    let show = |path: &str| plain(status.pointer(path));
+    let warnings = WARNINGS.iter().filter_map(|(path, bad, warning)| {
+        let is_bad = status.pointer(path) == Some(&Value::Bool(*bad));
+        is_bad.then(|| format!("Warning: {warning}"))
+    });
+    let mut lines: Vec<String> = warnings.collect();
+    if show("/device/held") != "none" {
+        lines.push(format!(
+            "Warning: held by the controller: {}",
+            show("/device/held")
+        ));
+    }
+    lines.push(format!(
+        "Device    {}.{} ({})",
+        show("/device/name"),
+        show("/device/site"),
+        show("/device/id")
+    ));
+    lines.push(format!("Labels    {}", show("/device/labels")));
+    lines.push(format!("State     {}", show("/device/state")));
+    lines.push(format!("Uplink    {}", show("/uplink/controller")));
+    lines.push(format!(
+        "Policy    revision {}, verified in the kernel {}",
+        show("/policy/revision"),
+        show("/policy/verified")
+    ));
+    lines.push(format!(
+        "Table     {} peers, {} profiles, underlay {}",
+        show("/table/peers"),
+        show("/table/profiles"),
+        show("/table/underlay")
+    ));
+    lines.push(format!("Clock     {}", show("/clock/state")));
+    let peers = status.pointer("/mesh/peers").and_then(Value::as_array);
+    for peer in peers.into_iter().flatten() {
+        lines.push(format!(
+            "Peer      {}.{} at {}, session {}",
+            plain(peer.get("name")),
+            plain(peer.get("site")),
+            plain(peer.get("endpoint")),
+            plain(peer.get("session"))
+        ));
+    }
+    lines.join("\n")
+}
+
+fn plain(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "none".to_owned(),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            value.map(Value::to_string).unwrap_or_default()
+        }
+    }
+}

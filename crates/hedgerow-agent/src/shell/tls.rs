@@ -1,0 +1,211 @@
+//! TLS 1.3 to a controller: one provider, our own rules for who may be our server.
+//!
+//! Certificates of servers are judged by `hedgerow_identity::certificate::check_leaf` alone: against the
+//! manifest, with purpose and revocation. No name in them matters, because no name is what we trust.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedgerow_identity::certificate::{Purpose, check_leaf};
+use hedgerow_identity::standing::Standing;
+use hedgerow_identity::trust::Trust;
+use hedgerow_model::Now;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::identity::Identity;
+use crate::failure::{Failure, chain};
+
+/// How long connecting and the handshake may take together.
+pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whom to accept as our server.
+#[derive(Debug)]
+enum Judge {
+    /// Nobody yet: the shell judges the leaf before it says anything (enrollment).
+    Later,
+    /// A controller, or the manager of our own site.
+    Now(Box<(Trust, Standing, Now)>),
+}
+
+#[derive(Debug)]
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    judge: Judge,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Judge::Now(known) = &self.judge else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let (trust, standing, now) = &**known;
+        let own_site = standing.site();
+        match check_leaf(leaf, trust, standing, Purpose::Server { own_site }, *now) {
+            Ok(_) => Ok(ServerCertVerified::assertion()),
+            Err(refused) => {
+                tracing::warn!(%refused, "the server's certificate is refused");
+                Err(CertificateError::ApplicationVerificationFailure.into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _leaf: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, leaf, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
+
+/// Our certificate, the same for every request.
+#[derive(Debug)]
+struct OurCertificate(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for OurCertificate {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Returns the configuration of an enrollment: no certificate of ours, the server judged later.
+///
+/// # Errors
+///
+/// Never, in practice.
+pub(crate) fn for_enrollment() -> Result<Arc<ClientConfig>, Failure> {
+    configure(Judge::Later, None, hedgerow_identity::enroll::ALPN)
+}
+
+/// Returns the configuration of a session with `identity`.
+///
+/// # Errors
+///
+/// When the identity's key cannot be used.
+pub(crate) fn for_session(
+    identity: &Identity,
+    trust: &Trust,
+    standing: &Standing,
+    now: Now,
+) -> Result<Arc<ClientConfig>, Failure> {
+    let judge = Judge::Now(Box::new((trust.clone(), standing.clone(), now)));
+    configure(judge, Some(identity), hedgerow_sync::ALPN)
+}
+
+fn configure(
+    judge: Judge,
+    identity: Option<&Identity>,
+    alpn: &[u8],
+) -> Result<Arc<ClientConfig>, Failure> {
+    let failed = |e: rustls::Error| Failure::new(hedgerow_model::Fault::Bug, e, "report this");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = Arc::new(Verifier {
+        provider: provider.clone(),
+        judge,
+    });
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(failed)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let key = identity
+                .keys
+                .identity
+                .to_pkcs8_der()
+                .map_err(|e| Failure::new(hedgerow_model::Fault::Bug, e, "report this"))?;
+            let key = PrivatePkcs8KeyDer::from(key.as_slice()).clone_key();
+            let chain = identity.chain.iter().cloned().map(CertificateDer::from);
+            let signer = provider
+                .key_provider
+                .load_private_key(key.into())
+                .map_err(failed)?;
+            let ours = CertifiedKey::new(chain.collect(), signer);
+            builder.with_client_cert_resolver(Arc::new(OurCertificate(Arc::new(ours))))
+        }
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    // A resumed session would not be judged anew.
+    config.resumption = Resumption::disabled();
+    config.enable_sni = true;
+    Ok(Arc::new(config))
+}
+
+/// Connects to `endpoint`, `host:port`.
+///
+/// # Errors
+///
+/// One line that says what failed: the name, the connection, or the handshake.
+pub(crate) async fn connect(
+    endpoint: &str,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, String> {
+    let attempt = async {
+        let stream = TcpStream::connect(endpoint)
+            .await
+            .map_err(|e| format!("cannot connect to {endpoint}: {e}"))?;
+        // Frames are small and urgent; a delay of one would delay a quarantine.
+        stream
+            .set_nodelay(true)
+            .map_err(|e| format!("cannot connect to {endpoint}: {e}"))?;
+        let name = server_name(endpoint)?;
+        TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(|e| format!("{endpoint}: no TLS session: {}", chain(&e)))
+    };
+    match tokio::time::timeout(CONNECT_WITHIN, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(format!(
+            "{endpoint} does not answer within {} s",
+            CONNECT_WITHIN.as_secs()
+        )),
+    }
+}
+
+fn server_name(endpoint: &str) -> Result<ServerName<'static>, String> {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(ServerName::from(address));
+    }
+    ServerName::try_from(host.to_owned()).map_err(|_e| format!("`{host}` is not a host name"))
+}

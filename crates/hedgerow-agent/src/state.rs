@@ -1,0 +1,537 @@
+//! Everything the agent decides, as one machine without a socket, a file or a clock.
+//!
+//! ```text
+//!  update, beacon, renewal ─┐                      ┌─▶ Load, Elements, Verify      (kernel)
+//!  tunnel reports ──────────┤   adopt ▸ kernel     ├─▶ SetPeer, RemovePeer, …      (tunnel)
+//!  table loaded, verified ──┼─▶ peers ▸ spool ─────┼─▶ Acknowledge, Resolve        (controller)
+//!  uplink up, down ─────────┤        State         ├─▶ Store, Remember, Hosts      (disk)
+//!  time ────────────────────┘                      └─▶ BindKey, Renew              (keys)
+//! ```
+//!
+//! # Invariants
+//!
+//! - No table reaches the kernel but from a verified program, and from none at all: then everything
+//!   on the overlay is refused.
+//! - An update is taken as a whole or not at all. What is taken away goes first: kernel element,
+//!   tunnel peer, connections.
+//! - Nothing that expires or fails here makes the device permit more than before.
+//! - Steps come out in the order in which they must be done.
+
+mod adopt;
+mod kernel;
+mod peers;
+mod spool;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hedgerow_identity::Verified;
+use hedgerow_identity::standing::Standing;
+use hedgerow_identity::trust::Trust;
+use hedgerow_mesh::{Memory, Mesh, OwnIdentity, View};
+use hedgerow_model::address::{Overlay, OverlayAddresses, Prefix, Underlay};
+use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::id::{DeviceId, Digest, Revision};
+use hedgerow_model::program::{DeviceState, Program};
+use hedgerow_model::resource::{Resource, ResourceKind};
+use hedgerow_model::ruleset::{ProfileId, Ruleset};
+use hedgerow_model::statement::{Names, P256Public, PeerQuery, SiteConfig, Ticket, X25519Public};
+use hedgerow_model::{Mono, Now};
+use hedgerow_policy::Facts;
+use hedgerow_sync::agent::Holdings;
+use hedgerow_sync::message::{Stage, Verified as VerifiedTable};
+
+pub(crate) use kernel::Reading;
+pub(crate) use kernel::Underlay as UnderlayTrial;
+pub(crate) use spool::{Spool, Urgency};
+
+/// How long a WireGuard key is used before the next one; each interval is up to a tenth shorter.
+pub(crate) const KEY_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// What the shell has to do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Step {
+    /// Write the resources and the manifest chain to disk.
+    Store,
+    /// Load this table, then call [`State::handle_loaded`].
+    Load(Box<Ruleset>),
+    /// Change elements of the table, then call [`State::handle_elements`].
+    Elements(Vec<(Overlay, Option<ProfileId>)>),
+    /// Read the table back, then call [`State::handle_verified`].
+    Verify,
+    /// Forget the kernel's connections with this address.
+    CutConnections(Overlay),
+    /// Tell the tunnel.
+    Tunnel(ToTunnel),
+    /// Tell the controller how far a revision has come.
+    Acknowledge(Revision, Stage),
+    /// Ask the controller; call [`State::handle_resolved`] with the answer, also when nobody is there.
+    Resolve(u64, PeerQuery),
+    /// Make a new WireGuard key and sign its binding, then call [`State::handle_bound`].
+    BindKey,
+    /// Write a peer's record.
+    Remember(Box<Memory>),
+    /// Delete a peer's record.
+    Forget(DeviceId),
+    /// Bring the managed block of the hosts file up to date.
+    Hosts(BTreeMap<IpAddr, Vec<String>>),
+    /// The controllers or the lifeline changed: look names up again.
+    Controllers(Vec<String>),
+    /// Write down how far the underlay's enforcement is proven.
+    StoreTrial(UnderlayTrial),
+    /// Make the controller say something.
+    Probe,
+}
+
+/// What the tunnel is told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ToTunnel {
+    /// Set a tunnel peer's current key.
+    SetPeer {
+        /// Which device.
+        device: DeviceId,
+        /// Its WireGuard key.
+        key: X25519Public,
+        /// Its addresses.
+        addresses: OverlayAddresses,
+        /// Where to try.
+        endpoint: Option<Underlay>,
+    },
+    /// The overlap of a peer's two keys is over.
+    ForgetOldKey(DeviceId),
+    /// Take a peer out of the tunnel.
+    RemovePeer(DeviceId),
+    /// Send a datagram from the tunnel's port.
+    Send(Underlay, Vec<u8>),
+    /// Packets that wait for this address may go.
+    Release(Overlay),
+    /// Packets that wait for this address are refused.
+    Reject(Overlay),
+}
+
+/// What the device is before any resource: found on disk or given by the configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Local {
+    /// Name of the tunnel interface.
+    pub(crate) tunnel: String,
+    /// The mesh's port.
+    pub(crate) mesh_port: u16,
+    /// Prefixes that always may manage, by the configuration file.
+    pub(crate) management: Vec<Prefix>,
+    /// Name and time servers.
+    pub(crate) servers: Vec<IpAddr>,
+    /// Controllers by the configuration file and by the enrollment.
+    pub(crate) controllers: Vec<String>,
+    /// How long an underlay enforcement is on trial.
+    pub(crate) trial: Duration,
+    /// How often the table is read back.
+    pub(crate) verify_every: Duration,
+    /// Whether peers' names are written to a hosts file.
+    pub(crate) has_hosts_file: bool,
+}
+
+/// What was found on disk.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stored {
+    /// The revision last accepted.
+    pub(crate) revision: Option<Revision>,
+    /// High-water marks.
+    pub(crate) marks: BTreeMap<ResourceKind, Revision>,
+    /// The resources, signed.
+    pub(crate) resources: Vec<Resource>,
+}
+
+/// What holds of this device; replaced as a whole by an update.
+#[derive(Debug)]
+struct World {
+    trust: Trust,
+    standing: Standing,
+    ticket: Verified<Ticket>,
+    program: Option<Program>,
+    program_revision: Revision,
+    config: Option<SiteConfig>,
+    names: Option<Names>,
+}
+
+/// The agent's decisions. See the module.
+pub(crate) struct State {
+    local: Local,
+    world: World,
+    resources: BTreeMap<ResourceKind, Resource>,
+    marks: BTreeMap<ResourceKind, Revision>,
+    revision: Option<Revision>,
+    verified: Option<VerifiedTable>,
+    identity_keys: Vec<P256Public>,
+    addresses: BTreeMap<String, Vec<SocketAddr>>,
+    mesh: Mesh,
+    kernel: kernel::Kernel,
+    peers: peers::Peers,
+    spool: Spool,
+    steps: VecDeque<Step>,
+    uplink: Uplink,
+    held: Option<String>,
+    bind_at: Mono,
+    disk_failed: bool,
+    clock_said: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Uplink {
+    /// Never reached since the start.
+    Unknown,
+    Up(Mono),
+    Down(Mono),
+}
+
+/// Why the stored state cannot be used; another start changes nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadState {
+    /// The device's own ticket.
+    #[error("the stored ticket is refused: {0}")]
+    Ticket(#[from] hedgerow_identity::error::RefusedTicket),
+}
+
+impl State {
+    /// Begins with what is on disk. Stored resources are verified again; one that does not hold any
+    /// more is left out, and said.
+    ///
+    /// # Errors
+    ///
+    /// When not even the own ticket holds.
+    pub(crate) fn new(
+        local: Local,
+        trust: Trust,
+        (ticket, identity_keys): (&[u8], Vec<P256Public>),
+        stored: Stored,
+        mesh: Mesh,
+        (spool, trial): (Spool, UnderlayTrial),
+    ) -> Result<(Self, Vec<String>), BadState> {
+        let ticket = adopt::own_ticket(&trust, ticket, &identity_keys, None)?;
+        let world = World {
+            standing: Standing::new(Some(ticket.site.clone())),
+            trust,
+            ticket,
+            program: None,
+            program_revision: Revision::default(),
+            config: None,
+            names: None,
+        };
+        let mut state = Self {
+            kernel: kernel::Kernel::new(trial),
+            local,
+            world,
+            resources: BTreeMap::new(),
+            marks: stored.marks,
+            revision: stored.revision,
+            verified: None,
+            identity_keys,
+            addresses: BTreeMap::new(),
+            mesh,
+            peers: peers::Peers::default(),
+            spool,
+            steps: VecDeque::new(),
+            uplink: Uplink::Unknown,
+            held: None,
+            bind_at: Mono::ZERO,
+            disk_failed: false,
+            clock_said: false,
+        };
+        let complaints = state.restore(stored.resources);
+        Ok((state, complaints))
+    }
+
+    /// Starts: loads the table of the last program, before anything else.
+    pub(crate) fn handle_start(&mut self, now: Now) {
+        self.kernel.request();
+        self.refresh(now);
+        self.write_hosts();
+        let controllers = self.controllers();
+        self.steps.push_back(Step::Controllers(controllers));
+        self.steps.push_back(Step::BindKey);
+        self.bind_at = now.mono + KEY_LIFE;
+    }
+
+    /// Notes a new WireGuard key, with its binding signed by the identity key of the ticket in force.
+    pub(crate) fn handle_bound(&mut self, own: OwnIdentity, now: Now, jitter: Duration) {
+        self.bind_at = now.mono + KEY_LIFE.saturating_sub(jitter);
+        if let Err(error) = self.mesh.handle_own(own, self.world.view(now)) {
+            tracing::error!(%error, "the mesh refuses our own identity");
+        }
+        self.drain_mesh(now);
+    }
+
+    /// Notes a record of a peer found on disk.
+    pub(crate) fn handle_memory(&mut self, memory: Memory) {
+        self.mesh.handle_memory(memory);
+    }
+
+    /// Notes that the controller opened a session.
+    pub(crate) fn handle_uplink_up(&mut self, now: Now) {
+        if let Uplink::Down(since) = self.uplink {
+            let seconds = now.mono.since(since).as_secs();
+            self.event(
+                Event::new(now.wall, EventKind::UplinkRestored).detail("down_seconds", seconds),
+            );
+        }
+        self.uplink = Uplink::Up(now.mono);
+        self.held = None;
+    }
+
+    /// Notes that the session ended, or could not be opened.
+    pub(crate) fn handle_uplink_down(&mut self, reason: &str, now: Now) {
+        if let Uplink::Up(_) = self.uplink {
+            self.event(Event::new(now.wall, EventKind::UplinkLost).detail("reason", reason));
+            self.uplink = Uplink::Down(now.mono);
+        } else if self.uplink == Uplink::Unknown {
+            self.uplink = Uplink::Down(now.mono);
+        }
+        // Nobody is left to answer: what was asked is unresolved.
+        for (_, query) in std::mem::take(&mut self.peers.asked) {
+            self.mesh.handle_resolved(query, None, self.world.view(now));
+        }
+        self.drain_mesh(now);
+    }
+
+    /// Notes that the controller said something: the lifeline works.
+    pub(crate) fn handle_heard(&mut self, now: Now) {
+        if let Some(trial) = self.kernel.confirm(now.mono) {
+            tracing::info!("underlay enforcement confirmed: the controller answers");
+            self.steps.push_back(Step::StoreTrial(trial));
+        }
+    }
+
+    /// Notes that this identity is in use twice.
+    pub(crate) fn handle_held(&mut self, reason: String, now: Now) {
+        self.event(Event::new(now.wall, EventKind::SessionHeld).detail("reason", &reason));
+        self.held = Some(reason);
+    }
+
+    /// Takes a beacon; one that does not hold is refused and said.
+    pub(crate) fn handle_beacon(&mut self, bytes: &[u8], now: Now) -> Option<u64> {
+        match self.world.trust.verify_beacon(bytes, &self.world.standing) {
+            Ok(beacon) => {
+                let secs = beacon.issued_secs;
+                self.world.standing.adopt_beacon(beacon).then_some(secs)
+            }
+            Err(refused) => {
+                self.refuse(now, None, &refused.to_string(), refused.reason());
+                None
+            }
+        }
+    }
+
+    /// Notes whether the disk took the last write.
+    pub(crate) fn handle_disk(&mut self, result: Result<(), String>) {
+        self.disk_failed = result.is_err();
+    }
+
+    /// Notes where controllers called by name are.
+    pub(crate) fn handle_addresses(&mut self, found: BTreeMap<String, Vec<SocketAddr>>, now: Now) {
+        self.addresses = found;
+        self.refresh(now);
+    }
+
+    /// Notes which identity keys are in hand, the current one first.
+    pub(crate) fn handle_identity_keys(&mut self, keys: Vec<P256Public>) {
+        self.identity_keys = keys;
+    }
+
+    /// Notes that others can change the table: it is read back at least so often.
+    pub(crate) fn watch_closely(&mut self, every: Duration) {
+        self.local.verify_every = self.local.verify_every.min(every);
+    }
+
+    /// Advances time. Calling it early or twice is harmless.
+    pub(crate) fn handle_timeout(&mut self, now: Now) {
+        if now.mono >= self.bind_at {
+            self.bind_at = now.mono + Duration::from_secs(60);
+            self.steps.push_back(Step::BindKey);
+        }
+        if !now.wall_is_trusted && !self.clock_said {
+            self.clock_said = true;
+            self.event(Event::new(now.wall, EventKind::ClockUntrusted));
+        } else if now.wall_is_trusted {
+            self.clock_said = false;
+        }
+        self.kernel_timeout(now);
+        self.mesh.handle_timeout(self.world.view(now));
+        self.drain_mesh(now);
+    }
+
+    /// Returns the next thing to do, if any.
+    pub(crate) fn poll(&mut self) -> Option<Step> {
+        self.steps.pop_front()
+    }
+
+    /// Returns when `handle_timeout` next has something to decide, and what that is.
+    pub(crate) fn deadline(&self, now: Now) -> (Mono, &'static str) {
+        let bind = (self.bind_at, "new key");
+        let mesh = self.mesh.deadline();
+        let kernel = self.kernel.deadline(now);
+        [bind, mesh, kernel]
+            .into_iter()
+            .min_by_key(|(at, _)| *at)
+            .unwrap_or(bind)
+    }
+
+    /// Returns what the device holds, for the session.
+    pub(crate) fn holdings(&self) -> Holdings {
+        Holdings {
+            revision: self.revision,
+            heads: self.resources.values().map(Resource::head).collect(),
+            marks: self.marks.clone(),
+        }
+    }
+
+    /// Returns what is to be written to disk.
+    pub(crate) fn stored(&self) -> Stored {
+        Stored {
+            revision: self.revision,
+            marks: self.marks.clone(),
+            resources: self.resources.values().cloned().collect(),
+        }
+    }
+
+    /// Returns the revision that stands verified in the kernel.
+    pub(crate) fn verified(&self) -> Option<VerifiedTable> {
+        self.verified
+    }
+
+    /// Returns who may speak.
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.world.trust
+    }
+
+    /// Returns what is known against signatures.
+    pub(crate) fn standing(&self) -> &Standing {
+        &self.world.standing
+    }
+
+    /// Returns the device's own ticket.
+    pub(crate) fn ticket(&self) -> &Verified<Ticket> {
+        &self.world.ticket
+    }
+
+    /// Returns the events that wait to be reported.
+    pub(crate) fn spool(&mut self) -> &mut Spool {
+        &mut self.spool
+    }
+
+    /// Returns the mesh's own account of itself.
+    pub(crate) fn mesh_status(&self) -> hedgerow_mesh::Status {
+        self.mesh.status()
+    }
+
+    /// Returns the overlay pools of the trust domain.
+    pub(crate) fn pools(&self) -> Vec<Prefix> {
+        let config = self.world.config.as_ref();
+        let mut pools: Vec<Prefix> = config.map(|c| c.pools.clone()).unwrap_or_default();
+        pools.push(self.world.trust.domain_prefix());
+        pools.sort_unstable();
+        pools.dedup();
+        pools
+    }
+
+    /// Returns why the controller holds this device, if it does.
+    pub(crate) fn held(&self) -> Option<&str> {
+        self.held.as_deref()
+    }
+
+    /// Returns the state the policy has put this device in.
+    pub(crate) fn own_state(&self) -> Option<DeviceState> {
+        self.world.standing.state(self.world.ticket.id)
+    }
+
+    /// Returns whether the disk refused the last write.
+    pub(crate) fn disk_failed(&self) -> bool {
+        self.disk_failed
+    }
+
+    /// Returns the table last loaded, and whether the last reading found it whole.
+    pub(crate) fn table(&self) -> (Option<&Ruleset>, bool) {
+        self.kernel.table()
+    }
+
+    /// Returns every controller to try, in order of preference, without doubles.
+    pub(crate) fn controllers(&self) -> Vec<String> {
+        let site = self.world.config.iter().flat_map(|c| &c.controllers);
+        let mut out: Vec<String> = Vec::new();
+        for endpoint in self.local.controllers.iter().chain(site) {
+            if !out.contains(endpoint) && out.len() < CONTROLLERS_MAX {
+                out.push(endpoint.clone());
+            }
+        }
+        out
+    }
+
+    /// Records an event of this device.
+    pub(crate) fn event(&mut self, event: Event) {
+        let device = self.world.ticket.id;
+        self.spool.push(event.device(device));
+    }
+
+    fn refuse(&mut self, now: Now, kind: Option<ResourceKind>, text: &str, reason: &str) {
+        tracing::warn!(resource = kind.map(ResourceKind::as_str), text, "refused");
+        let mut event = Event::new(now.wall, EventKind::ResourceRefused)
+            .detail("reason", reason)
+            .detail("text", text);
+        if let Some(kind) = kind {
+            event = event.detail("resource", kind);
+        }
+        self.event(event);
+    }
+
+    fn own_facts(&self) -> Facts {
+        let ticket: &Ticket = &self.world.ticket;
+        let facts = Facts::from(ticket).in_state(self.own_state());
+        match &self.world.config {
+            Some(config) => facts.in_zone(&config.zone),
+            None => facts,
+        }
+    }
+
+    fn write_hosts(&mut self) {
+        if self.local.has_hosts_file {
+            let entries = self.world.hosts();
+            self.steps.push_back(Step::Hosts(entries));
+        }
+    }
+}
+
+/// Most controllers that are tried in turn.
+const CONTROLLERS_MAX: usize = 64;
+
+impl World {
+    fn view(&self, now: Now) -> View<'_> {
+        View {
+            trust: &self.trust,
+            standing: &self.standing,
+            now,
+        }
+    }
+
+    /// Returns names by address: `name.site.suffix`, and the name alone within the own site.
+    fn hosts(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        let mut out: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+        let (Some(names), Some(config)) = (&self.names, &self.config) else {
+            return out;
+        };
+        for entry in &names.entries {
+            let full = format!("{}.{}.{}", entry.name, entry.site, config.suffix);
+            let short = format!("{}.{}", entry.name, entry.site);
+            for address in entry.addresses.iter() {
+                out.insert(address.0, vec![full.clone(), short.clone()]);
+            }
+        }
+        out
+    }
+}
+
+/// Digest of a program, to tell whether it is the one that was tried before.
+fn program_digest(resources: &BTreeMap<ResourceKind, Resource>) -> Digest {
+    let program = resources.get(&ResourceKind::Program);
+    program.map_or(Digest::default(), |r| r.head().hash)
+}

@@ -1,0 +1,325 @@
+//! Taking updates: every resource is verified before any is in force.
+
+use hedgerow_identity::Verified;
+use hedgerow_identity::error::RefusedTicket;
+use hedgerow_identity::standing::Standing;
+use hedgerow_identity::trust::Trust;
+use hedgerow_model::Now;
+use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::id::{DeviceId, Revision};
+use hedgerow_model::program::Program;
+use hedgerow_model::resource::{Resource, ResourceKind};
+use hedgerow_model::statement::{Names, P256Public, SiteConfig, States, Ticket};
+use hedgerow_policy::{Facts, class_matches};
+use hedgerow_sync::message::{Stage, Update};
+
+use super::{State, Step};
+
+/// Why a resource is refused; nothing of its update is in force.
+struct Refused {
+    kind: ResourceKind,
+    text: String,
+    reason: &'static str,
+}
+
+/// Everything an update brings, verified.
+#[derive(Default)]
+struct Candidate {
+    trust: Option<Trust>,
+    standing: Option<Standing>,
+    ticket: Option<Verified<Ticket>>,
+    program: Option<(Program, Revision)>,
+    config: Option<SiteConfig>,
+    names: Option<Names>,
+}
+
+/// Believes our own ticket under any of the keys we hold.
+pub(super) fn own_ticket(
+    trust: &Trust,
+    bytes: &[u8],
+    keys: &[P256Public],
+    id: Option<DeviceId>,
+) -> Result<Verified<Ticket>, RefusedTicket> {
+    let mut result = Err(RefusedTicket::NotOurs {
+        device: id.unwrap_or(DeviceId([0; 16])),
+    });
+    for key in keys {
+        result = trust.verify_own_ticket(bytes, key, id);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// Returns the links in a manifest resource: a chain as an array of byte strings, or one alone.
+pub(crate) fn manifest_links(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let chain = || -> Option<Vec<Vec<u8>>> {
+        let mut decoder = minicbor::Decoder::new(bytes);
+        let count = decoder.array().ok()??;
+        (0..count)
+            .map(|_| decoder.bytes().ok().map(<[u8]>::to_vec))
+            .collect()
+    };
+    chain().unwrap_or_else(|| vec![bytes.to_vec()])
+}
+
+impl State {
+    /// Takes an update as a whole or refuses it as a whole.
+    pub(crate) fn handle_update(&mut self, update: Update, now: Now) {
+        let revision = update.revision;
+        let candidate = match self
+            .examine(&update.set)
+            .and_then(|c| self.examine_size(c, now))
+        {
+            Ok(candidate) => candidate,
+            Err(refused) => {
+                self.refuse(now, Some(refused.kind), &refused.text, refused.reason);
+                let stage = Stage::Rejected(Some(refused.kind), refused.text);
+                self.steps.push_back(Step::Acknowledge(revision, stage));
+                return;
+            }
+        };
+        let changes = !update.set.is_empty() || !update.remove.is_empty();
+        let controllers = self.controllers();
+        let names_matter = candidate.names.is_some() || candidate.config.is_some();
+        self.adopt(candidate, now);
+        self.note(&update);
+        self.steps.push_back(Step::Store);
+        if names_matter || update.remove.contains(&ResourceKind::Names) {
+            self.write_hosts();
+        }
+        let controllers_now = self.controllers();
+        if controllers != controllers_now {
+            self.steps.push_back(Step::Controllers(controllers_now));
+        }
+        self.kernel.await_verdict(revision, update.partial);
+        if changes {
+            self.reconsider(now);
+        }
+        self.refresh(now);
+        self.settle(now);
+    }
+
+    /// Verifies stored resources one by one. Returns what does not hold any more.
+    pub(super) fn restore(&mut self, resources: Vec<Resource>) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let mut resources = resources;
+        resources.sort_by_key(|r| r.kind);
+        for resource in resources {
+            match self.examine(std::slice::from_ref(&resource)) {
+                Ok(candidate) => {
+                    self.take(candidate);
+                    self.resources.insert(resource.kind, resource);
+                }
+                Err(refused) => complaints.push(format!("{}: {}", refused.kind, refused.text)),
+            }
+        }
+        complaints
+    }
+
+    fn note(&mut self, update: &Update) {
+        for resource in &update.set {
+            let mark = self.marks.entry(resource.kind).or_default();
+            *mark = resource.version.max(*mark);
+            self.resources.insert(resource.kind, resource.clone());
+        }
+        for kind in &update.remove {
+            self.resources.remove(kind);
+            match kind {
+                ResourceKind::Program => self.world.program = None,
+                ResourceKind::Names => self.world.names = None,
+                ResourceKind::Manifest
+                | ResourceKind::Revocations
+                | ResourceKind::States
+                | ResourceKind::Ticket
+                | ResourceKind::Config => {}
+            }
+        }
+        if !update.partial {
+            self.revision = Some(update.revision);
+        }
+    }
+
+    fn adopt(&mut self, candidate: Candidate, now: Now) {
+        let trust_changed = candidate.trust.is_some() || candidate.standing.is_some();
+        let old_key = self.world.ticket.identity_key;
+        let old_ticket = self.world.ticket.bytes().to_vec();
+        self.take(candidate);
+        if trust_changed {
+            // Whoever is revoked or superseded goes before anything is given.
+            self.mesh.handle_standing_changed(self.world.view(now));
+            self.drain_mesh(now);
+        }
+        if self.world.ticket.bytes() != old_ticket {
+            let key_changed = self.world.ticket.identity_key != old_key;
+            tracing::info!(epoch = self.world.ticket.epoch, key_changed, "new ticket");
+            self.steps.push_back(Step::BindKey);
+        }
+    }
+
+    fn take(&mut self, candidate: Candidate) {
+        let world = &mut self.world;
+        if let Some(trust) = candidate.trust {
+            world.trust = trust;
+        }
+        if let Some(standing) = candidate.standing {
+            world.standing = standing;
+        }
+        if let Some(ticket) = candidate.ticket {
+            world.ticket = ticket;
+        }
+        if let Some((program, revision)) = candidate.program {
+            world.program = Some(program);
+            world.program_revision = revision;
+        }
+        if let Some(config) = candidate.config {
+            let grace = std::time::Duration::from_secs(config.grace_secs);
+            world.standing.set_grace(grace);
+            world.config = Some(config);
+        }
+        if let Some(names) = candidate.names {
+            world.names = Some(names);
+        }
+    }
+
+    fn examine(&self, set: &[Resource]) -> Result<Candidate, Refused> {
+        let mut candidate = Candidate::default();
+        let mut sorted: Vec<&Resource> = set.iter().collect();
+        sorted.sort_by_key(|r| r.kind);
+        for resource in sorted {
+            self.examine_one(resource, &mut candidate)
+                .map_err(|(text, reason)| Refused {
+                    kind: resource.kind,
+                    text,
+                    reason,
+                })?;
+        }
+        self.examine_class(&candidate)?;
+        Ok(candidate)
+    }
+
+    fn examine_one(
+        &self,
+        resource: &Resource,
+        candidate: &mut Candidate,
+    ) -> Result<(), (String, &'static str)> {
+        let bytes = resource.bytes.as_slice();
+        let world = &self.world;
+        if resource.kind == ResourceKind::Manifest {
+            let mut trust = world.trust.clone();
+            trust
+                .adopt_chain(&manifest_links(bytes))
+                .map_err(|e| (e.to_string(), "manifest"))?;
+            candidate.trust = Some(trust);
+            return Ok(());
+        }
+        let trust = candidate.trust.as_ref().unwrap_or(&world.trust);
+        let statement = |e: hedgerow_identity::error::RefusedStatement| (e.to_string(), e.reason());
+        let rollback = |e: hedgerow_identity::error::Rollback| (e.to_string(), "rollback");
+        match resource.kind {
+            ResourceKind::Manifest => {}
+            ResourceKind::Revocations => {
+                let list = trust.verify_revocations(bytes).map_err(statement)?;
+                let standing = candidate
+                    .standing
+                    .get_or_insert_with(|| world.standing.clone());
+                standing.adopt_revocations(list).map_err(rollback)?;
+            }
+            ResourceKind::States => {
+                let states: Verified<States> = trust.verify_states(bytes).map_err(statement)?;
+                let standing = candidate
+                    .standing
+                    .get_or_insert_with(|| world.standing.clone());
+                standing.adopt_states(states).map_err(rollback)?;
+            }
+            ResourceKind::Ticket => {
+                let id = Some(world.ticket.id);
+                let ticket = own_ticket(trust, bytes, &self.identity_keys, id)
+                    .map_err(|e| (e.to_string(), e.reason()))?;
+                not_older("epoch", world.ticket.epoch, ticket.epoch)?;
+                candidate.ticket = Some(ticket);
+            }
+            ResourceKind::Program => {
+                let body = trust.verify_program(bytes).map_err(statement)?;
+                let program = body.program().map_err(|e| (e.to_string(), "malformed"))?;
+                let same_class = world.program.as_ref().map(|p| &p.class) == Some(&program.class);
+                if same_class {
+                    not_older("program", world.program_revision, body.revision)?;
+                }
+                candidate.program = Some((program, body.revision));
+            }
+            ResourceKind::Config => {
+                let config = trust
+                    .verify_config(bytes, &world.ticket.site)
+                    .map_err(statement)?;
+                let held = world.config.as_ref().map(|c| c.revision);
+                not_older("configuration", held.unwrap_or_default(), config.revision)?;
+                candidate.config = Some(config.into_inner());
+            }
+            ResourceKind::Names => {
+                let names = trust
+                    .verify_names(bytes, world.ticket.id)
+                    .map_err(statement)?;
+                let held = world.names.as_ref().map(|n| n.revision);
+                not_older("names", held.unwrap_or_default(), names.revision)?;
+                candidate.names = Some(names.into_inner());
+            }
+        }
+        Ok(())
+    }
+
+    fn examine_size(&self, candidate: Candidate, now: Now) -> Result<Candidate, Refused> {
+        let Some((program, _)) = &candidate.program else {
+            return Ok(candidate);
+        };
+        match self.fits(program, now) {
+            Ok(()) => Ok(candidate),
+            Err(too_large) => Err(Refused {
+                kind: ResourceKind::Program,
+                text: too_large.to_string(),
+                reason: "too_large",
+            }),
+        }
+    }
+
+    /// A program is for a class of devices; this one must be among them, by the ticket that will be in
+    /// force.
+    fn examine_class(&self, candidate: &Candidate) -> Result<(), Refused> {
+        let Some((program, _)) = &candidate.program else {
+            return Ok(());
+        };
+        let ticket: &Ticket = candidate.ticket.as_ref().unwrap_or(&self.world.ticket);
+        if class_matches(&program.class, &Facts::from(ticket)) {
+            return Ok(());
+        }
+        Err(Refused {
+            kind: ResourceKind::Program,
+            text: "the program is for another class of devices than our ticket says".to_owned(),
+            reason: "other_class",
+        })
+    }
+
+    /// Records that a revision stands in the kernel.
+    pub(super) fn record_applied(&mut self, revision: Revision, milliseconds: u128, now: Now) {
+        self.event(
+            Event::new(now.wall, EventKind::PolicyApplied)
+                .detail("revision", revision)
+                .detail("milliseconds", milliseconds),
+        );
+    }
+}
+
+fn not_older<T: Ord + std::fmt::Display>(
+    what: &str,
+    held: T,
+    got: T,
+) -> Result<(), (String, &'static str)> {
+    if got < held {
+        return Err((
+            format!("{what} {got} is older than {held}, which is in force"),
+            "rollback",
+        ));
+    }
+    Ok(())
+}

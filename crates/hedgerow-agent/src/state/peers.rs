@@ -1,0 +1,266 @@
+//! Peers: what the mesh asks for, translated into steps for kernel, tunnel and disk.
+
+use std::collections::BTreeMap;
+
+use hedgerow_identity::Verified;
+use hedgerow_linux::tunnel::Report;
+use hedgerow_mesh::{Admission, Output, Resolved, Session};
+use hedgerow_model::Now;
+use hedgerow_model::address::{OverlayAddresses, Underlay};
+use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::statement::{PeerQuery, Ticket};
+use hedgerow_policy::Facts;
+use hedgerow_sync::message::ResolvedPeer;
+
+use super::{State, Step, ToTunnel};
+
+/// Most questions to the controller at once; a further one is answered with "unknown".
+const ASKED_MAX: usize = 256;
+
+/// A peer that the policy was asked about.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) facts: Facts,
+    pub(super) addresses: OverlayAddresses,
+    /// The mesh waits for the kernel's element.
+    waits: bool,
+}
+
+/// All of them, and what was asked.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    pub(super) known: BTreeMap<DeviceId, Peer>,
+    pub(super) asked: BTreeMap<u64, PeerQuery>,
+    next_question: u64,
+}
+
+impl State {
+    /// Takes what the tunnel reports.
+    pub(crate) fn handle_report(&mut self, report: Report, now: Now) {
+        let view = self.world.view(now);
+        match report {
+            Report::Datagram { from, bytes } => self.mesh.handle_datagram(from, &bytes, view),
+            Report::Wanted { dst } => self.mesh.handle_wanted(dst, view),
+            Report::Established { device, endpoint } | Report::Roamed { device, endpoint } => {
+                self.mesh
+                    .handle_session(device, Session::Established(endpoint), view);
+            }
+            Report::Idle { device } => self.mesh.handle_session(device, Session::Idle, view),
+            Report::Unanswered { device } => {
+                self.mesh.handle_session(device, Session::Unanswered, view);
+            }
+            Report::HandshakeFromUnknown { public_key, .. } => {
+                self.mesh.handle_unknown_handshake(public_key, view);
+            }
+            Report::Spoofed { device, src, dst } => self.event(
+                Event::new(now.wall, EventKind::AddressSpoofed)
+                    .peer(device)
+                    .detail("reason", "not_the_peers_address")
+                    .detail("source", src)
+                    .detail("destination", dst),
+            ),
+            Report::PeerRefused { device, reason } => {
+                tracing::error!(%device, %reason, "the tunnel refused a peer");
+            }
+            Report::Stopped { error } => tracing::error!(error, "the tunnel stopped"),
+        }
+        self.drain_mesh(now);
+    }
+
+    /// Takes the controller's answer.
+    pub(crate) fn handle_resolved(&mut self, id: u64, peer: Option<ResolvedPeer>, now: Now) {
+        let Some(query) = self.peers.asked.remove(&id) else {
+            return;
+        };
+        let peer = peer.map(|p| Resolved {
+            ticket: p.ticket,
+            endpoints: p.endpoints,
+        });
+        self.mesh.handle_resolved(query, peer, self.world.view(now));
+        self.drain_mesh(now);
+    }
+
+    /// Turns everything the mesh wants into steps.
+    pub(super) fn drain_mesh(&mut self, now: Now) {
+        while let Some(output) = self.mesh.poll() {
+            match output {
+                Output::Resolve { query } => self.ask(query, now),
+                Output::Send { to, bytes } => self
+                    .steps
+                    .push_back(Step::Tunnel(ToTunnel::Send(to, bytes))),
+                Output::Admit { device, ticket } => self.admit(device, &ticket, now),
+                Output::SetPeer {
+                    device,
+                    wireguard_key,
+                    addresses,
+                    endpoint,
+                } => self.install(device, wireguard_key, addresses, endpoint, now),
+                Output::ForgetOldKey { device } => self
+                    .steps
+                    .push_back(Step::Tunnel(ToTunnel::ForgetOldKey(device))),
+                Output::Release { address } => self
+                    .steps
+                    .push_back(Step::Tunnel(ToTunnel::Release(address))),
+                Output::Reject { address, reason } => {
+                    tracing::debug!(%address, %reason, "packets refused");
+                    self.steps
+                        .push_back(Step::Tunnel(ToTunnel::Reject(address)));
+                }
+                Output::RemovePeer {
+                    device,
+                    addresses,
+                    reason,
+                } => {
+                    self.remove(device, addresses);
+                    self.event(
+                        Event::new(now.wall, EventKind::PeerRemoved)
+                            .peer(device)
+                            .detail("reason", reason),
+                    );
+                }
+                Output::Refused {
+                    reason,
+                    source,
+                    device,
+                    suppressed,
+                } => {
+                    let mut event = Event::new(now.wall, EventKind::IntroductionRefused)
+                        .detail("reason", reason)
+                        .detail("suppressed", suppressed);
+                    if let Some(Underlay(source)) = source {
+                        event = event.detail("source", source);
+                    }
+                    if let Some(device) = device {
+                        event = event.peer(device);
+                    }
+                    self.event(event);
+                }
+                Output::Remember(memory) => {
+                    self.steps.push_back(Step::Remember(Box::new(memory)));
+                }
+                Output::Forget(device) => self.steps.push_back(Step::Forget(device)),
+            }
+        }
+    }
+
+    fn ask(&mut self, query: PeerQuery, now: Now) {
+        if self.peers.asked.len() >= ASKED_MAX || !matches!(self.uplink, super::Uplink::Up(_)) {
+            self.mesh.handle_resolved(query, None, self.world.view(now));
+            return;
+        }
+        let id = self.peers.next_question;
+        self.peers.next_question = id.wrapping_add(1);
+        self.peers.asked.insert(id, query);
+        self.steps.push_back(Step::Resolve(id, query));
+    }
+
+    /// Asks the policy: a peer that can do nothing in either direction is denied; another one gets
+    /// its kernel element, and only then the mesh is told.
+    fn admit(&mut self, device: DeviceId, ticket: &Verified<Ticket>, now: Now) {
+        let facts = Facts::from(&**ticket);
+        let state = self.world.standing.state(device);
+        let profile = self.profile_of(&facts.clone().in_state(state), now);
+        let Some(profile) = profile.filter(|p| !p.is_closed()) else {
+            self.peers.known.remove(&device);
+            let view = self.world.view(now);
+            self.mesh.handle_admitted(device, Admission::Denied, view);
+            return;
+        };
+        let peer = Peer {
+            facts,
+            addresses: ticket.addresses,
+            waits: true,
+        };
+        let addresses = ticket.addresses;
+        self.peers.known.insert(device, peer);
+        match self.kernel.id_of(&profile) {
+            Some(id) => {
+                let elements = addresses.iter().map(|a| (a, Some(id))).collect();
+                self.steps.push_back(Step::Elements(elements));
+            }
+            None => self.refresh(now),
+        }
+    }
+
+    /// Tells the mesh about every peer whose element is in the kernel now.
+    pub(super) fn grant_waiting(&mut self, now: Now) {
+        let (Some(table), _) = self.kernel.table() else {
+            return;
+        };
+        let in_force = |p: &Peer| p.addresses.iter().all(|a| table.peers.contains_key(&a));
+        let granted: Vec<DeviceId> = self
+            .peers
+            .known
+            .iter()
+            .filter(|(_, p)| p.waits && in_force(p))
+            .map(|(device, _)| *device)
+            .collect();
+        for device in granted {
+            if let Some(peer) = self.peers.known.get_mut(&device) {
+                peer.waits = false;
+            }
+            let view = self.world.view(now);
+            self.mesh.handle_admitted(device, Admission::Granted, view);
+        }
+        self.drain_mesh(now);
+    }
+
+    fn install(
+        &mut self,
+        device: DeviceId,
+        key: hedgerow_model::statement::X25519Public,
+        addresses: OverlayAddresses,
+        endpoint: Option<Underlay>,
+        now: Now,
+    ) {
+        self.steps.push_back(Step::Tunnel(ToTunnel::SetPeer {
+            device,
+            key,
+            addresses,
+            endpoint,
+        }));
+        self.event(Event::new(now.wall, EventKind::PeerInstalled).peer(device));
+    }
+
+    /// Kernel element first, then the tunnel's peer, then connections.
+    fn remove(&mut self, device: DeviceId, addresses: OverlayAddresses) {
+        self.peers.known.remove(&device);
+        let elements = addresses.iter().map(|a| (a, None)).collect();
+        self.steps.push_back(Step::Elements(elements));
+        self.steps
+            .push_back(Step::Tunnel(ToTunnel::RemovePeer(device)));
+        for address in addresses.iter() {
+            self.steps.push_back(Step::CutConnections(address));
+        }
+    }
+
+    /// Looks at every peer again after the policy, a state or the time changed; those that can do
+    /// nothing any more go.
+    pub(super) fn reconsider(&mut self, now: Now) {
+        let closed: Vec<DeviceId> = self
+            .facts()
+            .into_iter()
+            .filter(|(_, facts)| self.profile_of(facts, now).is_none_or(|p| p.is_closed()))
+            .map(|(device, _)| device)
+            .collect();
+        for device in closed {
+            let view = self.world.view(now);
+            self.mesh.handle_admitted(device, Admission::Denied, view);
+        }
+        self.drain_mesh(now);
+    }
+
+    fn facts(&self) -> Vec<(DeviceId, Facts)> {
+        let standing = &self.world.standing;
+        let peers = self.peers.known.iter();
+        peers
+            .map(|(device, peer)| {
+                (
+                    *device,
+                    peer.facts.clone().in_state(standing.state(*device)),
+                )
+            })
+            .collect()
+    }
+}
