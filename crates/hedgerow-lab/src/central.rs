@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
@@ -26,6 +26,9 @@ pub(crate) struct Central<'l> {
     /// Its supervisor's files.
     service: PathBuf,
 }
+
+/// How long nothing may change before the fleet counts as settled.
+const CALM: Duration = Duration::from_millis(300);
 
 /// What the controller predicts, pair by pair.
 pub(crate) type Prediction = BTreeMap<(String, String, String), Verdict>;
@@ -208,7 +211,7 @@ impl<'l> Central<'l> {
     pub(crate) fn apply(&self, policy: &str) -> Result<Value> {
         self.ask(
             "POST",
-            "policy/apply?wait=15",
+            "policy/apply?wait=15&confirm=true",
             Some(("application/yaml", policy)),
         )
     }
@@ -234,7 +237,7 @@ impl<'l> Central<'l> {
     pub(crate) fn apply_from(directory: &Path, policy: &str) -> Result<Value> {
         let request = Request {
             method: "POST",
-            path: "policy/apply",
+            path: "policy/apply?confirm=true",
             kind: "application/yaml",
         };
         request.send(directory, Some(policy), |argv, body| {
@@ -345,21 +348,50 @@ impl<'l> Central<'l> {
         Ok(prediction)
     }
 
-    /// Waits until every device named has verified the newest revision; returns how long it took,
-    /// in milliseconds.
+    /// Waits until every device named has verified all that it was told, and for [`CALM`] nothing
+    /// more came; returns when the last of them did, in milliseconds after `start`.
     ///
     /// # Errors
     ///
     /// When one has not within `limit`.
-    pub(crate) fn settled(&self, names: &[&str], limit: Duration) -> Result<f64> {
-        let start = clock::now();
+    pub(crate) fn settled_since(
+        &self,
+        names: &[&str],
+        start: Instant,
+        limit: Duration,
+    ) -> Result<f64> {
+        let mut calm_since: Option<Instant> = None;
         clock::wait_for("every device's kernel to be verified", limit, || {
+            let looked = clock::now();
             let status = self.get("status")?;
             let behind = behind(&status, names);
-            anyhow::ensure!(behind.is_empty(), "not yet: {}", behind.join(", "));
-            Ok(Some(()))
-        })?;
-        Ok(clock::ms_since(start))
+            if !behind.is_empty() {
+                calm_since = None;
+                bail!("not yet: {}", behind.join(", "));
+            }
+            let calm = *calm_since.get_or_insert(looked);
+            if looked.duration_since(calm) < CALM {
+                return Ok(None);
+            }
+            let devices = status.get("devices").and_then(Value::as_array);
+            let ages = devices
+                .into_iter()
+                .flatten()
+                .filter_map(|d| d.get("verified_age_ms").and_then(Value::as_f64));
+            let newest = ages.fold(f64::MAX, f64::min);
+            let after = looked.duration_since(start).as_secs_f64() * 1000.0 - newest;
+            Ok(Some((after.max(0.0) * 10.0).round() / 10.0))
+        })
+    }
+
+    /// As [`Self::settled_since`], when nobody asks how long it took.
+    ///
+    /// # Errors
+    ///
+    /// When one has not within `limit`.
+    pub(crate) fn settled(&self, names: &[&str], limit: Duration) -> Result<()> {
+        self.settled_since(names, clock::now(), limit)?;
+        Ok(())
     }
 
     /// Returns events of a kind, newest last.

@@ -58,8 +58,7 @@ pub(crate) fn change(stage: &mut Stage<'_>) -> Result<bool> {
 fn relabel(stage: &Stage<'_>, act: &mut Act) -> Result<()> {
     let start = clock::now();
     stage.central.label("contractor", "ops")?;
-    stage.central.settled(&stage.all(), SETTLE)?;
-    let ms = clock::ms_since(start);
+    let ms = stage.central.settled_since(&stage.all(), start, SETTLE)?;
     act.succeeds(
         "contractor becomes role=ops, to the last kernel verified",
         Ok(format!("{ms} ms")),

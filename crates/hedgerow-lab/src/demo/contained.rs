@@ -34,8 +34,7 @@ pub(crate) fn play(stage: &mut Stage<'_>) -> Result<bool> {
     )?;
     let answered = clock::ms_since(start);
     let cut = stands_still(stage, start)?;
-    stage.central.settled(&stage.all(), SETTLE)?;
-    let verified = clock::ms_since(start);
+    let verified = stage.central.settled_since(&stage.all(), start, SETTLE)?;
     let limit = CUT.as_secs_f64() * 1000.0;
     act.check(
         "established stream stands still",

@@ -116,12 +116,15 @@ impl<'l> Stage<'l> {
         let found = clock::wait_for(&format!("an event {kind}"), EVENT, || {
             let events = self.central.events(kind)?;
             let matches = |event: &&Value| {
-                let of = event.get("device").and_then(Value::as_str);
+                let of = |key: &str| event.get(key).and_then(Value::as_str);
                 let at = event
                     .get("at_ms")
                     .and_then(Value::as_u64)
                     .unwrap_or_default();
-                at >= since * 1000 && id.as_deref().is_none_or(|id| of == Some(id))
+                at >= since * 1000
+                    && id
+                        .as_deref()
+                        .is_none_or(|id| of("device") == Some(id) || of("reporter") == Some(id))
             };
             Ok(events.iter().rev().find(matches).cloned())
         });
