@@ -1,0 +1,205 @@
+//! `hedgerow check`: what is wrong, and how to mend it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::wait::{Behind, names};
+use crate::api::Request;
+use crate::error::{CliError, FOUND};
+use crate::local;
+use crate::render::{flag, full_name, list, text};
+use crate::shell::{Shell, Tone};
+use crate::table::clean;
+
+/// How serious a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grade {
+    Ok,
+    Warning,
+    Error,
+}
+
+impl Grade {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One thing looked at.
+struct Finding {
+    check: String,
+    grade: Grade,
+    message: String,
+    remedy: String,
+}
+
+/// Looks at everything; exit code 1 when something is wrong.
+pub(super) fn run(socket: &Path, shell: &mut Shell<'_>) -> Result<ExitCode, CliError> {
+    let mut findings = Vec::new();
+    agent(socket, &mut findings);
+    let asked = shell.call(Request::get("status"));
+    match asked {
+        Ok(status) => {
+            findings.push(ok("controller", "answers"));
+            fleet(&status, &mut findings);
+        }
+        Err(error) => findings.push(Finding {
+            check: "controller".to_owned(),
+            grade: Grade::Error,
+            message: error.message,
+            remedy: error.remedy,
+        }),
+    }
+    let wrong = findings.iter().any(|finding| finding.grade == Grade::Error);
+    if shell.json {
+        let rows: Vec<Value> = findings
+            .iter()
+            .map(|f| {
+                json!({"check": f.check, "grade": f.grade.as_str(), "message": f.message, "remedy": f.remedy})
+            })
+            .collect();
+        shell.print_json(&json!({"checks": rows}))?;
+    } else {
+        show(&findings, shell)?;
+    }
+    Ok(if wrong {
+        ExitCode::from(FOUND)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn ok(check: &str, message: &str) -> Finding {
+    let (check, message) = (check.to_owned(), message.to_owned());
+    Finding {
+        check,
+        grade: Grade::Ok,
+        message,
+        remedy: String::new(),
+    }
+}
+
+/// Asks the agent of this machine, if it is a device.
+fn agent(socket: &Path, findings: &mut Vec<Finding>) {
+    let answer = match local::checks(socket) {
+        Ok(None) => return,
+        Ok(Some(answer)) => answer,
+        Err(reason) => {
+            findings.push(Finding {
+                check: "agent".to_owned(),
+                grade: Grade::Error,
+                message: format!("{} does not answer: {reason}", socket.display()),
+                remedy:
+                    "run this as root; `systemctl status hedgerow-agent`; `hedgerow-agent check` \
+                         looks at the device without the agent"
+                        .to_owned(),
+            });
+            return;
+        }
+    };
+    for row in list(&answer, "checks") {
+        let grade = match first(row, &["grade", "severity", "status"]).as_str() {
+            "ok" | "good" | "pass" => Grade::Ok,
+            "warning" | "warn" => Grade::Warning,
+            _ => Grade::Error,
+        };
+        findings.push(Finding {
+            check: format!("agent: {}", first(row, &["check", "name"])),
+            grade,
+            message: first(row, &["message", "detail"]),
+            remedy: Some(text(row, "remedy"))
+                .filter(|r| r != "-")
+                .unwrap_or_default(),
+        });
+    }
+}
+
+fn first(row: &Value, keys: &[&str]) -> String {
+    let found = keys
+        .iter()
+        .map(|key| text(row, key))
+        .find(|text| text != "-");
+    found.unwrap_or_default()
+}
+
+fn fleet(status: &Value, findings: &mut Vec<Finding>) {
+    let behind = Behind::of(status, None);
+    let mut add = |check: &str, grade: Grade, who: &[String], what: &str, remedy: &str| {
+        if !who.is_empty() {
+            findings.push(Finding {
+                check: check.to_owned(),
+                grade,
+                message: format!("{what}: {}", names(who)),
+                remedy: remedy.to_owned(),
+            });
+        }
+    };
+    let devices = list(status, "devices");
+    let flagged: Vec<String> = devices
+        .iter()
+        .filter(|device| flag(device, "flagged"))
+        .map(full_name)
+        .collect();
+    add(
+        "keys",
+        Grade::Error,
+        &flagged,
+        "one key, two sessions",
+        "find the copy; then `hedgerow device release`, or `revoke` and enroll anew",
+    );
+    add(
+        "kernels",
+        Grade::Error,
+        &behind.rejected,
+        "refused the revision in force",
+        "`hedgerow events --kind resource_refused` says why; `hedgerow-agent check` on the device",
+    );
+    add(
+        "kernels",
+        Grade::Warning,
+        &behind.waiting,
+        "connected, and have not verified the revision in force",
+        "a moment after a change this is normal; else `hedgerow-agent check` on the device",
+    );
+    add(
+        "uplinks",
+        Grade::Warning,
+        &behind.away,
+        "not connected, still on what they had",
+        "they go on enforcing; check power, link and `hedgerow-agent check` there",
+    );
+    if flagged.is_empty() && behind.is_done() && behind.away.is_empty() {
+        let message = format!(
+            "all {} devices have verified the revision in force",
+            behind.verified
+        );
+        findings.push(ok("kernels", &message));
+    }
+}
+
+fn show(findings: &[Finding], shell: &mut Shell<'_>) -> Result<(), CliError> {
+    for finding in findings {
+        let (tone, word) = match finding.grade {
+            Grade::Ok => (Tone::Good, "ok     "),
+            Grade::Warning => (Tone::Waiting, "warning"),
+            Grade::Error => (Tone::Bad, "error  "),
+        };
+        let word = shell.style.paint(tone, word);
+        writeln!(
+            shell.out,
+            "{word}  {}: {}",
+            clean(&finding.check),
+            finding.message
+        )?;
+        if !finding.remedy.is_empty() && finding.grade != Grade::Ok {
+            writeln!(shell.out, "         help: {}", finding.remedy)?;
+        }
+    }
+    Ok(())
+}
