@@ -11,7 +11,7 @@ use super::core::{Core, NoEntropy, Output};
 use super::limits::Admission;
 use super::message::{self, COOKIE_REPLY_BYTES, INITIATION_BYTES, RESPONSE_BYTES, put};
 use super::noise::{Ephemeral, Initiator, Responder, Timestamp, TransportKeys};
-use super::peers::{Handshake, SentMac};
+use super::peers::{Handshake, Peer, SentMac};
 use super::session::{Agreement, Session, Side};
 use super::timers::{self, INITIATION_INTERVAL_MIN, REKEY_ATTEMPT_TIME, REKEY_JITTER_MS_MAX};
 
@@ -23,6 +23,7 @@ const TAI64_EPOCH: u64 = 0x4000_0000_0000_000a;
 impl Core {
     /// Begins a handshake with a peer unless one is under way or nobody knows where it is.
     pub(super) fn begin_handshake(&mut self, place: u32, now: Now) {
+        let local = self.key.public;
         let Some(peer) = self.peers.get_mut(place) else {
             return;
         };
@@ -35,6 +36,7 @@ impl Core {
         peer.handshake = Some(Box::new(Handshake {
             state: None,
             own_index: 0,
+            local,
             remote: newest.public,
             attempts: 0,
             retry_at: now.mono,
@@ -140,6 +142,7 @@ impl Core {
             remote_index: message::u32_at(message, 4),
             side: Side::Initiator,
             born: now.mono,
+            local: handshake.local,
             remote: handshake.remote,
         };
         self.use_session(place, agreed, &keys, now);
@@ -225,7 +228,9 @@ impl Core {
             return;
         };
         let key = self.own_keys().find(|k| k.macs.mac1_holds(message));
-        let Some(Ok(responder)) = key.map(|k| Responder::open(k, message, ephemeral)) else {
+        let opened =
+            key.and_then(|k| Some((k.public, Responder::open(k, message, ephemeral).ok()?)));
+        let Some((local, responder)) = opened else {
             self.stats.dropped_unknown += 1;
             return;
         };
@@ -251,10 +256,16 @@ impl Core {
         }
         key.last_timestamp = Some(responder.timestamp);
         key.last_initiation = Some(now.mono);
-        self.respond(place, from, responder, now);
+        self.respond(place, from, (local, responder), now);
     }
 
-    fn respond(&mut self, place: u32, from: Underlay, responder: Responder, now: Now) {
+    fn respond(
+        &mut self,
+        place: u32,
+        from: Underlay,
+        (local, responder): (X25519Public, Responder),
+        now: Now,
+    ) {
         let Ok(own_index) = self.claim_index(place) else {
             return;
         };
@@ -270,6 +281,7 @@ impl Core {
             remote_index,
             side: Side::Responder,
             born: now.mono,
+            local,
             remote,
         };
         let gone = match (self.peers.get_mut(place), Session::new(agreed, &keys)) {
@@ -291,15 +303,11 @@ impl Core {
             return;
         };
         let (attempts, old_index) = (handshake.attempts, handshake.own_index);
-        let remotes: Vec<X25519Public> = [&peer.current_key, &peer.previous_key]
-            .into_iter()
-            .flatten()
-            .map(|k| k.public)
-            .collect();
-        let pairs = remotes.len() * self.own_keys().count();
-        let (pair, wait) = timers::attempt(attempts, pairs);
+        let pairs = self.pairs(peer);
+        let (pair, wait) = timers::attempt(attempts, pairs.len());
+        let pair = pairs.get(pair).copied();
         self.peers.free_index(old_index);
-        let begun = self.initiate(place, pair, &remotes, now);
+        let begun = pair.and_then(|pair| self.initiate(place, pair, now));
         let jitter = self.random().map_or(0, |b: [u8; 8]| {
             u64::from_le_bytes(b) % (REKEY_JITTER_MS_MAX + 1)
         });
@@ -311,9 +319,10 @@ impl Core {
         handshake.retry_at = now.mono + wait + std::time::Duration::from_millis(jitter);
         handshake.forgeries = 0;
         handshake.state = None;
-        if let Some((state, own_index, remote, bytes)) = begun {
+        if let (Some((state, own_index, bytes)), Some((local, remote))) = (begun, pair) {
             handshake.state = Some(state);
             handshake.own_index = own_index;
+            handshake.local = local;
             handshake.remote = remote;
             self.stats.handshakes_begun += 1;
             self.send(to, &bytes);
@@ -321,20 +330,36 @@ impl Core {
         self.arm(place);
     }
 
+    /// The pairs of keys, ours and the peer's, in the order in which they are tried.
+    ///
+    /// The newest first, with one exception: after we have rotated, a running session shows that the
+    /// peer knows our old key, and nothing shows that it knows the new one, under which it would take
+    /// us for a stranger. Once it has heard of it, it begins a handshake itself.
+    fn pairs(&self, peer: &Peer) -> Vec<(X25519Public, X25519Public)> {
+        let mut locals: Vec<X25519Public> = self.own_keys().map(|k| k.public).collect();
+        let newest = peer.current_key.as_ref().map(|k| k.public);
+        let session = peer.sessions.current.as_ref().map(|s| s.agreed);
+        let proven = session
+            .filter(|s| Some(s.remote) == newest)
+            .map(|s| s.local);
+        locals.sort_by_key(|local| Some(*local) != proven);
+        let remotes = [&peer.current_key, &peer.previous_key];
+        let remotes = remotes.into_iter().flatten().map(|k| k.public);
+        remotes
+            .flat_map(|remote| locals.iter().map(move |local| (*local, remote)))
+            .collect()
+    }
+
     fn initiate(
         &mut self,
         place: u32,
-        pair: usize,
-        remotes: &[X25519Public],
+        (local, remote): (X25519Public, X25519Public),
         now: Now,
-    ) -> Option<(Initiator, u32, X25519Public, [u8; INITIATION_BYTES])> {
-        // Own keys change fastest: a peer learns of our new key later than we of its.
-        let own_count = self.own_keys().count().max(1);
-        let remote = *remotes.get(pair / own_count)?;
+    ) -> Option<(Initiator, u32, [u8; INITIATION_BYTES])> {
         let ephemeral = self.ephemeral().ok()?;
         let timestamp = self.timestamp(now);
         let own_index = self.claim_index(place).ok()?;
-        let local = self.own_keys().nth(pair % own_count)?;
+        let local = self.own_keys().find(|k| k.public == local)?;
         let psk = self.peers.get(place)?.key(&remote)?.psk.as_ref();
         let begun = Initiator::begin(local, &remote, psk, (own_index, timestamp), ephemeral);
         let Ok((state, mut bytes)) = begun else {
@@ -342,7 +367,7 @@ impl Core {
             return None;
         };
         self.sign(place, own_index, &remote, &mut bytes, now);
-        Some((state, own_index, remote, bytes))
+        Some((state, own_index, bytes))
     }
 
     /// Writes the macs of a handshake message and remembers them for a cookie reply.

@@ -57,7 +57,9 @@ pub(super) struct Handshake {
     /// `None` when the last attempt could not be made.
     pub(super) state: Option<Initiator>,
     pub(super) own_index: u32,
-    /// The peer's key of this attempt.
+    /// Our key of this attempt.
+    pub(super) local: X25519Public,
+    /// The peer's.
     pub(super) remote: X25519Public,
     pub(super) attempts: usize,
     pub(super) retry_at: Mono,

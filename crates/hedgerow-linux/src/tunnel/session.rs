@@ -33,7 +33,9 @@ pub(super) struct Agreement {
     pub(super) remote_index: u32,
     pub(super) side: Side,
     pub(super) born: Mono,
-    /// The peer's static key in the handshake.
+    /// Our static key in the handshake.
+    pub(super) local: X25519Public,
+    /// The peer's.
     pub(super) remote: X25519Public,
 }
 

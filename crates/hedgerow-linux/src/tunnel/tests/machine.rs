@@ -316,6 +316,41 @@ fn tunnel_both_ends_rotate_their_keys_and_no_packet_is_lost() {
 }
 
 #[test]
+fn tunnel_a_rotation_the_peer_has_not_heard_of_is_no_stranger_s_handshake() {
+    let (mut a, mut b) = joined(1);
+    let public_key = a.rotate(90, at(100));
+    pass(&mut a, &mut b, 100..130);
+    exchange(&mut a, &mut b, at(130));
+    assert_eq!(
+        a.core.stats().handshakes_done,
+        2,
+        "rekeyed under the old key"
+    );
+    assert_eq!(a.core.stats().handshakes_begun, 2);
+    assert!(matches!(b.said()[..], [Report::Established { .. }]));
+    // The peer hears of it, and moves the session to the new key by itself.
+    let mut config = a.config();
+    config.public_key = public_key;
+    b.tell(Command::SetPeer(config), at(140));
+    pump(&mut a, &mut b, at(140));
+    assert_eq!(a.core.stats().handshakes_done, 3);
+    let (slot, secret) = (Slot::Previous, None);
+    a.tell(Command::SetIdentityKey { slot, secret }, at(141));
+    let device = a.device();
+    b.tell(Command::ForgetPeerKey { device, slot }, at(141));
+    for sec in 142..600 {
+        a.timeout(at(sec));
+        b.timeout(at(sec));
+        pump(&mut a, &mut b, at(sec));
+        exchange(&mut a, &mut b, at(sec));
+    }
+    assert_eq!(
+        a.core.stats().dropped_unknown + b.core.stats().dropped_unknown,
+        0
+    );
+}
+
+#[test]
 fn tunnel_a_peer_that_lost_its_keys_is_back_with_its_new_one() {
     let (mut a, b) = joined(1);
     let mut b2 = Node::new(2);
