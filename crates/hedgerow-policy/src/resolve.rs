@@ -213,6 +213,15 @@ impl<'a> Resolver<'a> {
         peers: &BTreeMap<DeviceId, (Facts, OverlayAddresses)>,
         env: LocalEnvironment,
     ) -> Result<Ruleset, TooLarge> {
+        self.bounded(peers, env, PROFILE_ENTRIES_MAX)
+    }
+
+    fn bounded(
+        &self,
+        peers: &BTreeMap<DeviceId, (Facts, OverlayAddresses)>,
+        env: LocalEnvironment,
+        entries_max: usize,
+    ) -> Result<Ruleset, TooLarge> {
         check("peers", peers.len(), PEERS_MAX)?;
         let mut by_rules: BTreeMap<Vec<usize>, ProfileId> = BTreeMap::new();
         let mut by_value: BTreeMap<Profile, ProfileId> = BTreeMap::new();
@@ -234,7 +243,7 @@ impl<'a> Resolver<'a> {
                     id
                 }
             };
-            check("profile entries", entries, PROFILE_ENTRIES_MAX)?;
+            check("profile entries", entries, entries_max)?;
             members.extend(addresses.iter().map(|a| (a, id)));
         }
         Ok(Ruleset {

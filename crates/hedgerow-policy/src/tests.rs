@@ -244,6 +244,13 @@ fn a_plan_shows_what_is_gained_and_lost_and_refuses_on_a_failing_test() {
     );
     let first = plan(None, &old, &plant());
     assert!(!first.is_refused() && first.devices_affected == 9);
+    let lost: Vec<_> = first
+        .lost
+        .iter()
+        .map(|c| (c.from.as_str(), c.to.as_str()))
+        .collect();
+    let internet = [("role=plc", "internet"), ("role=scada", "internet")];
+    assert_eq!(lost, internet, "the one refusal in the underlay");
 }
 
 #[test]

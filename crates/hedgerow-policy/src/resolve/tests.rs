@@ -253,32 +253,28 @@ fn the_underlay_is_nested_prefixes_narrowest_first() {
 #[test]
 fn a_ruleset_beyond_its_bound_is_refused_as_a_whole() {
     let rule = |n: usize| {
-        format!("  - {{ id: r-{n}, from: name=d{n}, to: \"role=a\", service: tcp/1 }}\n")
+        format!("  - {{ id: r-{n}, from: name=d{n}, to: \"role=a\", service: [tcp/1, tcp/{n}] }}\n")
     };
-    let rules: String = (0..1600).map(rule).collect();
+    let rules: String = (10..20).map(rule).collect();
     let policy = policy(&file(&format!("rules:\n{rules}")));
     let own = device(1, "x", "s1", "role=a");
-    let mut program = compile(&policy, &own).unwrap();
-    // More than the language grants, and as equal profiles are shared, a port of its own for each.
-    for (port, rule) in (1000u16..).zip(&mut program.rules) {
-        if let Services::Only(ports) = &mut rule.services {
-            ports.extend((0..128u16).map(|i| Ports::tcp(i * 2)));
-            ports.push(Ports::tcp(port));
-        }
-    }
+    let program = compile(&policy, &own).unwrap();
     let resolver = Resolver::new(&program, &own, "UTC", at(MONDAY_TEN));
-    let peers: BTreeMap<_, _> = (0..1600u16)
+    let peers: BTreeMap<_, _> = (10..20u8)
         .map(|n| {
-            let mut facts = device(0, &format!("d{n}"), "s1", "");
-            facts.id = DeviceId(u128::from(n).to_be_bytes());
-            (facts.id, (facts, addresses(n)))
+            let facts = device(n, &format!("d{n}"), "s1", "");
+            (facts.id, (facts, addresses(u16::from(n))))
         })
         .collect();
-    let refused = resolver
-        .ruleset(&peers, environment(addresses(1)))
-        .unwrap_err();
-    assert_eq!(
-        (refused.what, refused.max),
-        ("profile entries", PROFILE_ENTRIES_MAX)
-    );
+    let env = || environment(addresses(1));
+    let whole = resolver.bounded(&peers, env(), 20).unwrap();
+    assert_eq!(whole.profiles.len(), 10);
+    let refused = resolver.bounded(&peers, env(), 19).unwrap_err();
+    let wanted = TooLarge {
+        what: "profile entries",
+        count: 20,
+        max: 19,
+    };
+    assert_eq!(refused, wanted);
+    assert_eq!(resolver.ruleset(&peers, env()).unwrap(), whole);
 }
