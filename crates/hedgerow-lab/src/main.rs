@@ -13,6 +13,7 @@
 
 mod agent;
 mod attack;
+mod bench;
 mod central;
 mod clock;
 mod demo;
@@ -79,6 +80,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measures the kernel's table: load time and packet cost by size; needs root.
+    BenchKernel {
+        /// Writes one JSON object per size.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Holds a table until its input ends.
+    #[command(hide = true)]
+    BenchHold {
+        /// How many peers.
+        peers: usize,
+    },
+    /// Sends datagrams to it.
+    #[command(hide = true)]
+    BenchSend,
     /// Removes what a killed lab left.
     Clean,
     /// Keeps a program running as the service manager would.
@@ -123,6 +139,9 @@ fn main() -> ExitCode {
         }
         Command::Fleet { agents, json } => fleet::run(Screen::of(json), agents, json),
         Command::FleetInside { order, json } => fleet::inside(Screen::of(json), &order),
+        Command::BenchKernel { json } => bench::kernel(Screen::of(json)),
+        Command::BenchHold { peers } => bench::hold(peers),
+        Command::BenchSend => bench::send(),
         Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),
         Command::Supervise {
             directory,

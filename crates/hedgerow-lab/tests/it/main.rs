@@ -3,6 +3,8 @@
 #[path = "../../../../fuzz/src/targets.rs"]
 mod targets;
 
+mod demonstration;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
