@@ -26,14 +26,13 @@
 //! A limit's bucket holds its burst and what its rate gives in one second: the kernel counts so.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use hedgerow_model::address::Overlay;
 use hedgerow_model::id::Digest;
 use hedgerow_model::ruleset::{PEERS_MAX, ProfileId, Ruleset};
-use hedgerow_model::{Fault, Mono, Now};
+use hedgerow_model::{Mono, Now};
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
@@ -42,10 +41,15 @@ use canonical::{Canon, Hash};
 use wire::{SUBSYSTEM, TABLE, TABLE_OWNER, TABLE_PERSIST, message};
 
 mod canonical;
+mod error;
 mod layout;
+mod matching;
+mod ranges;
 pub mod samples;
 mod underlay;
 mod wire;
+
+pub use error::NftError;
 
 /// Under which name the table's socket is stored with the service manager.
 pub const DESCRIPTOR_NAME: &str = "nftables";
@@ -103,77 +107,6 @@ impl Verification {
     /// Returns whether the kernel enforces what was loaded.
     pub fn is_intact(&self) -> bool {
         self.missing == 0 && self.surplus == 0
-    }
-}
-
-/// Why the table could not be changed or read. The kernel's table is as it was before the call.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NftError {
-    /// The ruleset contradicts itself.
-    #[error("ruleset is malformed: {detail}")]
-    Malformed {
-        /// What contradicts what.
-        detail: String,
-    },
-    /// More peers than a table takes.
-    #[error("{count} peers, at most {PEERS_MAX} are enforced")]
-    TooManyPeers {
-        /// How many there were.
-        count: usize,
-    },
-    /// A later ruleset is already in force.
-    #[error("ruleset generation {got} is older than {loaded}, which is in force")]
-    Stale {
-        /// The ruleset's generation.
-        got: u64,
-        /// The one in force.
-        loaded: u64,
-    },
-    /// Nothing was loaded through this value yet, so there is nothing to compare or change.
-    #[error("no ruleset was loaded yet")]
-    NotLoaded,
-    /// The ruleset in force has no such profile.
-    #[error("profile {} is not in the loaded ruleset", .0.0)]
-    UnknownProfile(ProfileId),
-    /// `CAP_NET_ADMIN` is missing.
-    #[error("not permitted to change nftables: run as root, or grant CAP_NET_ADMIN")]
-    NotPermitted,
-    /// Another live process owns the table.
-    #[error("table inet {TABLE} belongs to another running process")]
-    OwnedByAnother,
-    /// The kernel refused one object of the transaction; the first is the cause.
-    #[error("the kernel refused {object}")]
-    Refused {
-        /// Kind and name.
-        object: String,
-        /// The kernel's account.
-        source: io::Error,
-    },
-    /// The transaction was sent and its outcome could not be read back.
-    #[error("the kernel's answer was lost and the table differs from what was sent")]
-    Unclear,
-    /// The socket failed.
-    #[error("cannot {action} by netlink")]
-    Socket {
-        /// What was tried, as an infinitive.
-        action: &'static str,
-        /// The kernel's account.
-        source: io::Error,
-    },
-}
-
-impl NftError {
-    /// Returns who has to act.
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::Malformed { .. } | Self::NotLoaded | Self::UnknownProfile(_) => Fault::Bug,
-            Self::Stale { .. } => Fault::Bug,
-            Self::TooManyPeers { .. } | Self::NotPermitted | Self::OwnedByAnother => {
-                Fault::Operator
-            }
-            Self::Refused { .. } | Self::Unclear | Self::Socket { .. } => Fault::Environment,
-        }
     }
 }
 
@@ -587,6 +520,7 @@ impl Table {
                     out.insert(text(name), counter);
                 }
             })
+            .or_else(|e| absent(e).map(|()| BTreeMap::new()))
             .map_err(socket("read the counters"))
     }
 
@@ -610,6 +544,7 @@ impl Table {
                         list.extend(ours(body, 1).map(|()| body.to_vec()));
                     },
                 )
+                .or_else(|e| absent(e).map(|()| Vec::new()))
                 .map_err(&failed)?;
             for body in objects {
                 canon.add(new, &body);
@@ -629,6 +564,7 @@ impl Table {
                 .dump(request, Canon::default, |canon, m| {
                     canon.add(message::NEW_ELEMENT, attributes_of(m.body));
                 })
+                .or_else(|e| absent(e).map(|()| Canon::default()))
                 .map_err(&failed)?;
             canon.hashes.extend(part.hashes);
             canon.timed.extend(part.timed);
@@ -715,6 +651,15 @@ fn refusal(errno: Errno, object: Option<String>) -> NftError {
             object: object.unwrap_or_else(|| "the transaction".to_owned()),
             source: e.into(),
         },
+    }
+}
+
+/// What is not there has nothing in it.
+fn absent(errno: Errno) -> Result<(), Errno> {
+    if errno == Errno::NOENT {
+        Ok(())
+    } else {
+        Err(errno)
     }
 }
 

@@ -19,7 +19,6 @@
 //!   somebody else's is overwritten.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hedgerow_model::Wall;
 use hedgerow_model::address::{Overlay, Prefix};
@@ -28,11 +27,15 @@ use hedgerow_model::ruleset::{Entry, ProfileId, RuleRef, Ruleset, Verdict};
 use hedgerow_model::service::{Ports, Protocol};
 
 use super::NftError;
+use super::matching::{
+    FAMILIES, Family, Part, in_family, interface, of_part, of_protocol, with_profile, with_state,
+};
+use super::ranges::{merged, successor};
 use super::wire::{CT_INVALID, CT_NEW, CT_RELATED, CT_UNTRACKED};
 use super::wire::{
-    Carries, Compare, Data, Element, Header, Hook, ICMP, ICMPV6, Meta, Meter, NFPROTO_IPV4,
-    NFPROTO_IPV6, Rule, SET_DYNAMIC, SET_INTERVAL, SET_TIMEOUT, Set, Shown, TCP, Target, Track,
-    UDP, chain, counter, elements, message, register,
+    Carries, Compare, Data, Element, Header, Hook, ICMP, ICMPV6, Meta, Meter, NFPROTO_IPV6, Rule,
+    SET_DYNAMIC, SET_INTERVAL, SET_TIMEOUT, Set, Shown, TCP, Target, UDP, chain, counter, elements,
+    message, register,
 };
 use crate::netlink::Request;
 
@@ -75,89 +78,6 @@ pub(super) struct Layout {
     denied: BTreeSet<u16>,
     observed: BTreeSet<u16>,
     sample_seconds: u32,
-}
-
-/// One IP version: where its fields lie and how its sets are called.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Family {
-    pub(super) digit: char,
-    pub(super) number: u8,
-    pub(super) icmp: u8,
-    pub(super) source: u32,
-    pub(super) destination: u32,
-    pub(super) length: u32,
-    pub(super) shown: Shown,
-}
-
-pub(super) const IPV6: Family = Family {
-    digit: '6',
-    number: NFPROTO_IPV6,
-    icmp: ICMPV6,
-    source: 8,
-    destination: 24,
-    length: 16,
-    shown: Shown::Ipv6,
-};
-pub(super) const IPV4: Family = Family {
-    digit: '4',
-    number: NFPROTO_IPV4,
-    icmp: ICMP,
-    source: 12,
-    destination: 16,
-    length: 4,
-    shown: Shown::Ipv4,
-};
-pub(super) const FAMILIES: [Family; 2] = [IPV6, IPV4];
-
-impl Family {
-    pub(super) fn of(prefix: &Prefix) -> Self {
-        if prefix.address().is_ipv6() {
-            IPV6
-        } else {
-            IPV4
-        }
-    }
-
-    /// Returns the offset of the far end's address in a packet of this direction.
-    pub(super) fn far(self, way: Direction) -> u32 {
-        match way {
-            Direction::In => self.source,
-            Direction::Out => self.destination,
-        }
-    }
-
-    fn near(self, way: Direction) -> u32 {
-        match way {
-            Direction::In => self.destination,
-            Direction::Out => self.source,
-        }
-    }
-}
-
-/// Which packets of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// From who began it.
-    Original,
-    /// Back to who began it.
-    Reply,
-}
-
-impl Part {
-    fn number(self) -> u8 {
-        match self {
-            Self::Original => 0,
-            Self::Reply => 1,
-        }
-    }
-
-    /// Returns where the service's port lies: the destination on the way there, the source back.
-    pub(super) fn port_offset(self) -> u32 {
-        match self {
-            Self::Original => 2,
-            Self::Reply => 0,
-        }
-    }
 }
 
 /// Returns every message of the table's content, in the order in which they are sent.
@@ -690,64 +610,6 @@ fn entries_of(profile: &hedgerow_model::ruleset::Profile, way: Direction) -> &[E
     }
 }
 
-fn interface(chain: &str, which: Meta, name: &str) -> Rule {
-    let mut bytes = [0; 16];
-    for (slot, byte) in bytes.iter_mut().zip(name.bytes()) {
-        *slot = byte;
-    }
-    Rule::new(chain)
-        .meta(which, register::FIRST)
-        .compare(Compare::Equal, &bytes, register::FIRST)
-}
-
-pub(super) fn in_family(rule: Rule, family: Family) -> Rule {
-    rule.meta(Meta::Family, register::FIRST).compare(
-        Compare::Equal,
-        &[family.number],
-        register::FIRST,
-    )
-}
-
-pub(super) fn of_protocol(rule: Rule, protocol: u8) -> Rule {
-    rule.meta(Meta::Protocol, register::FIRST)
-        .compare(Compare::Equal, &[protocol], register::FIRST)
-}
-
-pub(super) fn of_part(rule: Rule, part: Part) -> Rule {
-    rule.track(Track::Direction, register::FIRST).compare(
-        Compare::Equal,
-        &[part.number()],
-        register::FIRST,
-    )
-}
-
-/// Goes on when the connection is in one of these states.
-pub(super) fn with_state(rule: Rule, states: u32) -> Rule {
-    rule.track(Track::State, register::FIRST)
-        .mask(&states.to_ne_bytes(), register::FIRST)
-        .compare(Compare::NotEqual, &0u32.to_ne_bytes(), register::FIRST)
-}
-
-/// Goes on when the far end is a known peer, with its profile in the register.
-///
-/// `nft` up to 1.0.8 aborts on any rule that looks up what a map gave. It follows registers by where
-/// a value begins; so the map's value begins one word before the profile, and the packet mark is
-/// read into the profile's register first, to be overwritten. `nft` then prints `meta mark` where
-/// the profile stands, and the rule's comment says what is meant. No packet's mark is a profile
-/// ([`PROFILE_BIT`]), so a printed ruleset that is loaded again refuses.
-fn with_profile(rule: Rule, family: Family, way: Direction) -> Rule {
-    let peers = format!("peers{}", family.digit);
-    rule.meta(Meta::Mark, register::PROFILE)
-        .payload(
-            Header::Network,
-            family.far(way),
-            family.length,
-            register::FIRST,
-        )
-        .read_map(&peers, register::FIRST, register::PEER)
-        .comment(format!("mark stands for the peer's profile in {peers}"))
-}
-
 /// Returns the element of a peer and the map it belongs to.
 pub(super) fn peer_element(address: Overlay, profile: ProfileId) -> (&'static str, Element) {
     let data = Data::Value([vec![0; 4], mark(profile)].concat());
@@ -803,80 +665,9 @@ fn sampling(seconds: u32) -> Option<(u64, u64)> {
     (seconds > 0).then(|| ((unit / seconds).max(1), unit))
 }
 
-/// Returns the ranges that the prefixes cover, sorted, without overlap.
-fn merged<'a>(prefixes: impl Iterator<Item = &'a Prefix>) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut list: Vec<_> = prefixes.map(bounds).collect();
-    list.sort();
-    let mut out: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    for (first, last) in list {
-        match out.last_mut() {
-            Some((_, end)) if successor(end).is_none_or(|next| first <= next) => {
-                if *end < last {
-                    *end = last;
-                }
-            }
-            Some(_) | None => out.push((first, last)),
-        }
-    }
-    out
-}
-
-fn bounds(prefix: &Prefix) -> (Vec<u8>, Vec<u8>) {
-    match prefix.address() {
-        std::net::IpAddr::V4(a) => {
-            let host = u32::MAX.checked_shr(prefix.bits().into()).unwrap_or(0);
-            let last = Ipv4Addr::from(u32::from(a) | host);
-            (a.octets().to_vec(), last.octets().to_vec())
-        }
-        std::net::IpAddr::V6(a) => {
-            let host = u128::MAX.checked_shr(prefix.bits().into()).unwrap_or(0);
-            let last = Ipv6Addr::from(u128::from(a) | host);
-            (a.octets().to_vec(), last.octets().to_vec())
-        }
-    }
-}
-
-/// Returns the address after this one, unless it is the last.
-fn successor(address: &[u8]) -> Option<Vec<u8>> {
-    let mut out = address.to_vec();
-    for byte in out.iter_mut().rev() {
-        *byte = byte.wrapping_add(1);
-        if *byte != 0 {
-            return Some(out);
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn prefixes(list: &[&str]) -> Vec<Prefix> {
-        list.iter().map(|p| p.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn overlapping_and_touching_prefixes_become_one_range() {
-        let list = prefixes(&[
-            "10.1.0.0/16",
-            "10.0.0.0/16",
-            "10.0.9.0/24",
-            "192.168.0.0/24",
-        ]);
-        let v4 = |a: [u8; 4]| a.to_vec();
-        assert_eq!(
-            merged(list.iter()),
-            [
-                (v4([10, 0, 0, 0]), v4([10, 1, 255, 255])),
-                (v4([192, 168, 0, 0]), v4([192, 168, 0, 255]))
-            ]
-        );
-        let all = prefixes(&["0.0.0.0/0", "255.0.0.0/8"]);
-        assert_eq!(merged(all.iter()), [(vec![0; 4], vec![255; 4])]);
-        assert_eq!(successor(&[255; 4]), None);
-        assert_eq!(bounds(&"::/0".parse().unwrap()).1, [255; 16]);
-    }
 
     #[test]
     fn a_sample_rate_never_exceeds_one_in_the_seconds_asked_for() {

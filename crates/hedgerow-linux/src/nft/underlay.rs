@@ -12,8 +12,9 @@ use hedgerow_model::program::Mode;
 use hedgerow_model::ruleset::{Lifeline, Ruleset, UnderlayRule, UnderlayTarget};
 use hedgerow_model::service::{Ports, Protocol};
 
-use super::layout::{
-    FAMILIES, Family, IPV4, IPV6, Layout, Part, in_family, of_part, of_protocol, with_state,
+use super::layout::Layout;
+use super::matching::{
+    FAMILIES, Family, IPV4, IPV6, Part, in_family, of_part, of_protocol, with_state,
 };
 use super::wire::{
     CT_RELATED, Carries, Compare, Data, Element, Header, ICMP, ICMPV6, Meta, Rule, Set, Shown, TCP,

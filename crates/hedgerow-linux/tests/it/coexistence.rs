@@ -35,18 +35,40 @@ fn assert_enforced(lab: &Lab, when: &str) {
 
 const FOREIGN: &str = r#"
 table inet filter {
-    set banned { type ipv4_addr; flags interval; elements = { 198.51.100.0/24 } }
-    chain input { type filter hook input priority 0; policy accept; ip saddr @banned drop; tcp dport 9999 drop }
-    chain forward { type filter hook forward priority 0; policy drop; }
+    set banned {
+        type ipv4_addr
+        flags interval
+        elements = { 198.51.100.0/24 }
+    }
+    chain input {
+        type filter hook input priority 0; policy accept;
+        ip saddr @banned drop
+        tcp dport 9999 drop
+    }
+    chain forward {
+        type filter hook forward priority 0; policy drop;
+    }
 }
 table ip nat {
-    chain postrouting { type nat hook postrouting priority 100; oifname "eth9" masquerade }
+    chain postrouting {
+        type nat hook postrouting priority 100;
+        oifname "eth9" masquerade
+    }
 }
 table ip6 mangle {
-    map marks { type inet_service : mark; elements = { 80 : 0x7, 443 : 0x9 } }
-    chain prerouting { type filter hook prerouting priority -150; meta mark set tcp dport map @marks }
+    map marks {
+        type inet_service : mark
+        elements = { 80 : 0x7, 443 : 0x9 }
+    }
+    chain prerouting {
+        type filter hook prerouting priority -150;
+        meta mark set tcp dport map @marks
+    }
 }
-table inet hedgerow-like { chain c { } }
+table inet hedgerow-like {
+    chain c {
+    }
+}
 "#;
 
 fn foreign(lab: &Lab) -> String {
@@ -297,4 +319,25 @@ fn a_refused_load_names_its_cause_and_leaves_the_previous_ruleset() {
     );
     assert!(table.verify(at(0).mono).unwrap().is_intact());
     assert_enforced(&lab, "after refused loads");
+}
+
+#[test]
+fn nft_prints_the_table_in_words() {
+    let lab = Lab::new();
+    let _table = load(&lab, &one_peer());
+    let text = lab.device.nft_ok(&["list", "table", "inet", "hedgerow"]);
+    for line in [
+        "comment \"Hedgerow, generation 1\"",
+        "fd00:7::1:1 : 0x00000000 . 0x80000001",
+        "0x80000001 . tcp . 22 : accept",
+        "type filter hook input priority filter + 10; policy accept;",
+        "iifname \"hedgerow0\" goto tunnel_in",
+        "ip6 daddr != fd00:7::a goto spoofed_overlay",
+        "ct state new tcp flags != syn / fin,syn,rst,ack goto not_syn",
+        "meta mark . meta l4proto . th dport vmap @in_ports comment \"mark stands for the peer's profile in peers6\"",
+        "limit rate 1/second burst 1 packets log prefix \"deny.default\" group 7117 snaplen 96",
+        "reject with icmpx admin-prohibited",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
 }

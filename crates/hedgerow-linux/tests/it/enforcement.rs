@@ -427,18 +427,83 @@ fn refused_packets_are_sampled_with_their_reason_once_per_interval() {
     assert_eq!(list[1].destination_port, Some(23));
 }
 
-#[test]
-fn an_enforced_underlay_keeps_the_lifeline_and_what_rules_allow() {
+/// The far and near ends of the underlay link.
+fn underlay4() -> (IpAddr, IpAddr) {
+    ([192, 0, 2, 2].into(), [192, 0, 2, 1].into())
+}
+
+fn underlay6() -> (IpAddr, IpAddr) {
+    ("fd99::2".parse().unwrap(), "fd99::1".parse().unwrap())
+}
+
+/// A lab whose underlay answers on a few ports at both ends.
+fn underlay_lab() -> Lab {
     let lab = Lab::new();
+    for (far, near) in [underlay4(), underlay6()] {
+        serve(&lab.device, near, &[22, 7117, 8001, 8002]);
+        serve(&lab.peers, far, &[53, 80, 123, 7117, 7443]);
+    }
+    lab
+}
+
+#[test]
+fn an_enforced_underlay_keeps_the_lifeline_and_refuses_the_rest() {
+    let lab = underlay_lab();
     let mut rules = ruleset(vec![]);
-    let far: IpAddr = "192.0.2.2".parse().unwrap();
-    let near: IpAddr = "192.0.2.1".parse().unwrap();
-    let far6: IpAddr = "fd99::2".parse().unwrap();
-    let near6: IpAddr = "fd99::1".parse().unwrap();
+    let ((far, near), (far6, near6)) = (underlay4(), underlay6());
     rules.underlay_mode = Mode::Enforce;
     rules.lifeline.controllers = vec![socket(far, 7443), socket(far6, 7443)];
     rules.lifeline.management = vec!["192.0.2.0/24".parse().unwrap()];
     rules.lifeline.servers = vec![far];
+    let mut table = load(&lab, &rules);
+    let inward = |from, to, port| tcp(&lab.peers, from, socket(to, port));
+    let outward = |from, to, port| tcp(&lab.device, from, socket(to, port));
+    assert_eq!(inward(far, near, 22), Outcome::Answered, "management");
+    assert_eq!(inward(far6, near6, 22), Outcome::Silent, "not management");
+    assert_eq!(outward(near, far, 7443), Outcome::Answered, "controller");
+    assert_eq!(outward(near6, far6, 7443), Outcome::Answered, "controller");
+    assert_eq!(outward(near, far, 80), Outcome::Rejected, "default");
+    assert_eq!(outward(near, far, 53), Outcome::Answered, "name server");
+    assert_eq!(
+        udp(&lab.device, near, socket(far, 53)),
+        Outcome::Answered,
+        "name server"
+    );
+    assert_eq!(
+        udp(&lab.device, near6, socket(far6, 53)),
+        Outcome::Rejected,
+        "no name server"
+    );
+    assert_eq!(
+        udp(&lab.device, near, socket(far, 80)),
+        Outcome::Rejected,
+        "default"
+    );
+    assert_eq!(
+        udp(&lab.peers, far6, socket(near6, 7117)),
+        Outcome::Answered,
+        "mesh"
+    );
+    assert!(table.counters().unwrap()["underlay_default"].packets > 2);
+    // The operator's session lives on when the connection table is emptied.
+    let session = lab.peers.run(|| connect(far, socket(near, 22)).unwrap());
+    assert!(exchange(&session));
+    assert!(
+        lab.device
+            .run(|| conntrack::delete_for(Overlay(far)))
+            .unwrap()
+            > 0
+    );
+    assert!(exchange(&session), "the operator's session was cut");
+    assert!(table.verify(at(1).mono).unwrap().is_intact());
+}
+
+#[test]
+fn underlay_rules_decide_in_their_order_and_windows_close_by_the_kernels_clock() {
+    let lab = underlay_lab();
+    let mut rules = ruleset(vec![]);
+    let ((far, near), (far6, near6)) = (underlay4(), underlay6());
+    rules.underlay_mode = Mode::Enforce;
     let rule = |direction, ports, verdict| UnderlayRule {
         direction,
         target: UnderlayTarget::Prefixes(vec!["fd99::/64".parse().unwrap()]),
@@ -456,58 +521,38 @@ fn an_enforced_underlay_keeps_the_lifeline_and_what_rules_allow() {
         rule(Direction::Out, vec![Ports::udp(123)], Verdict::Accept),
     ];
     rules.underlay.push(UnderlayRule {
+        // Over by the kernel's clock, not yet by ours.
         until: Some(at(5).wall),
         ..rule(Direction::In, vec![Ports::tcp(22)], Verdict::Accept)
     });
-    // That window is over by the kernel's own clock, so the rule is there and does not match.
+    rules.underlay.push(UnderlayRule {
+        target: UnderlayTarget::Internet,
+        ..rule(Direction::Out, vec![], Verdict::Accept)
+    });
     let mut table = load(&lab, &rules);
-    for address in [near, near6] {
-        serve(&lab.device, address, &[22, 7117, 8001, 8002]);
-    }
-    for address in [far, far6] {
-        serve(&lab.peers, address, &[53, 80, 123, 7117, 7443]);
-    }
     let inward = |from, to, port| tcp(&lab.peers, from, socket(to, port));
-    let outward = |from, to, port| tcp(&lab.device, from, socket(to, port));
-    assert_eq!(inward(far, near, 22), Outcome::Answered, "management");
-    assert_eq!(inward(far6, near6, 22), Outcome::Silent, "not management");
-    assert_eq!(outward(near, far, 7443), Outcome::Answered, "controller");
-    assert_eq!(outward(near6, far6, 7443), Outcome::Answered, "controller");
-    assert_eq!(outward(near, far, 80), Outcome::Rejected, "default");
-    assert_eq!(outward(near, far, 53), Outcome::Answered, "name server");
-    assert_eq!(
-        udp(&lab.device, near, socket(far, 53)),
-        Outcome::Answered,
-        "name server"
-    );
-    assert_eq!(
-        udp(&lab.device, near, socket(far, 80)),
-        Outcome::Rejected,
-        "default"
-    );
-    assert_eq!(
-        udp(&lab.device, near6, socket(far6, 123)),
-        Outcome::Answered,
-        "rule"
-    );
     assert_eq!(
         inward(far6, near6, 8001),
         Outcome::Silent,
         "the first rule decides"
     );
     assert_eq!(inward(far6, near6, 8002), Outcome::Answered, "rule");
-    assert!(ping(&lab.peers, far6, near6) && !ping(&lab.device, near6, far6));
+    assert_eq!(inward(far6, near6, 22), Outcome::Silent, "window");
     assert_eq!(
-        udp(&lab.peers, far6, socket(near6, 7117)),
+        udp(&lab.device, near6, socket(far6, 123)),
         Outcome::Answered,
-        "mesh"
+        "rule"
     );
-    let counters = table.counters().unwrap();
-    assert!(counters["deny.no-web"].packets > 0 && counters["underlay_default"].packets > 2);
+    assert!(ping(&lab.peers, far6, near6) && !ping(&lab.device, near6, far6));
+    let out = |from, to| tcp(&lab.device, from, socket(to, 80));
+    assert_eq!(out(near6, far6), Outcome::Rejected, "not the internet");
+    assert_eq!(out(near, far), Outcome::Answered, "outside private ranges");
+    assert!(table.counters().unwrap()["deny.no-web"].packets > 0);
+    assert!(table.verify(at(1).mono).unwrap().is_intact());
     rules.underlay_mode = Mode::Observe;
     rules.generation = 2;
     table.load(&rules, at(0)).unwrap();
-    assert_eq!(outward(near, far, 80), Outcome::Answered, "observed only");
+    assert_eq!(out(near6, far6), Outcome::Answered, "observed only");
     assert_eq!(
         inward(far6, near6, 8001),
         Outcome::Silent,

@@ -16,10 +16,16 @@ fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
 }
 
+/// Adds an interface with a far end that is up.
+fn add_link(inside: &Namespace, name: &str) {
+    inside.ip(&format!("link add {name} type veth peer name {name}far"));
+    inside.ip(&format!("link set {name}far up"));
+}
+
 #[test]
 fn an_interface_is_configured_and_configuring_it_twice_changes_nothing() {
     let inside = Namespace::new("link");
-    inside.ip("link add tun9 type dummy");
+    add_link(&inside, "tun9");
     inside.run(|| {
         let link = Link::find("tun9").unwrap();
         for _ in 0..2 {
@@ -75,16 +81,12 @@ fn an_interface_is_configured_and_configuring_it_twice_changes_nothing() {
 #[test]
 fn foreign_routes_that_overlap_a_pool_are_listed_and_ours_are_not() {
     let inside = Namespace::new("overlap");
-    for command in [
-        "link add lan0 type dummy",
-        "link set lan0 up",
-        "addr add 100.81.0.1/24 dev lan0",
-        "route add default dev lan0",
-        "link add tun9 type dummy",
-        "link set tun9 up",
-    ] {
-        inside.ip(command);
+    for name in ["lan0", "tun9"] {
+        add_link(&inside, name);
+        inside.ip(&format!("link set {name} up"));
     }
+    inside.ip("addr add 100.81.0.1/24 dev lan0");
+    inside.ip("route add default dev lan0");
     inside.run(|| {
         let tunnel = Link::find("tun9").unwrap();
         tunnel
@@ -112,7 +114,7 @@ fn an_interface_is_waited_for_as_long_as_was_said() {
     });
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| inside.run(|| Link::wait("late0", Duration::from_secs(20))));
-        inside.ip("link add late0 type dummy");
+        add_link(&inside, "late0");
         assert_eq!(waiting.join().unwrap().unwrap().name(), "late0");
     });
 }
@@ -146,44 +148,29 @@ fn a_hosts_file_that_is_a_mount_point_is_written_in_place() {
     std::fs::create_dir_all(&directory).unwrap();
     let file = directory.join("hosts");
     std::fs::write(&file, "127.0.0.1\tlocalhost\n").unwrap();
+    let source = directory.join("source");
+    std::fs::copy(&file, &source).unwrap();
     // A process of its own, because the mount namespace is.
     let name = "machine::a_hosts_file_that_is_a_mount_point_is_written_in_place";
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name])
+    let script = format!("mount --bind \"$1\" \"$2\" && exec \"$0\" --exact {name}");
+    let status = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .arg(std::env::current_exe().unwrap())
+        .args([&source, &file])
         .env(CHILD, &file)
         .status()
         .unwrap();
+    let mounted = std::fs::read_to_string(&source).unwrap();
     let text = std::fs::read_to_string(&file).unwrap();
     let litter = std::fs::read_dir(&directory).unwrap().count();
     std::fs::remove_dir_all(&directory).unwrap();
     assert!(status.success());
-    assert_eq!(
-        text, "127.0.0.1\tlocalhost\n",
-        "the mount was written, not what lies below"
-    );
-    assert_eq!(litter, 1 + 1, "the mount's source and target");
+    assert!(mounted.contains("fd00:7::1\tplc-1\n"), "{mounted}");
+    assert_eq!(text, "127.0.0.1\tlocalhost\n", "what lies below the mount");
+    assert_eq!(litter, 2, "the mount's source and target");
 }
 
 fn write_mounted(file: &Path) {
-    use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change};
-    use rustix::thread::{UnshareFlags, unshare};
-    let source = file.with_file_name("source");
-    std::fs::write(&source, "127.0.0.1\tlocalhost\n").unwrap();
-    std::thread::spawn({
-        let file = file.to_owned();
-        move || {
-            // SAFETY-free: the safe call separates this thread's file system state first.
-            unshare(UnshareFlags::FS | UnshareFlags::NEWNS).unwrap();
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            mount_change("/", private).unwrap();
-            mount_bind(&source, &file).unwrap();
-            let entries = Entries::from([("fd00:7::1".parse().unwrap(), vec!["plc-1".to_owned()])]);
-            hosts::write(&file, &entries).unwrap();
-            let text = std::fs::read_to_string(&file).unwrap();
-            assert!(text.contains("fd00:7::1\tplc-1\n"), "{text}");
-            let _ = MountFlags::empty();
-        }
-    })
-    .join()
-    .unwrap();
+    let entries = Entries::from([("fd00:7::1".parse().unwrap(), vec!["plc-1".to_owned()])]);
+    hosts::write(file, &entries).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Sizes: what loading, changing and verifying cost. Figures are printed, not judged.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::time::Instant;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use hedgerow_model::address::Overlay;
 use hedgerow_model::ruleset::{ProfileId, Verdict};
@@ -17,15 +17,33 @@ fn numbered(number: usize) -> IpAddr {
     Ipv6Addr::new(0xfd00, 7, 0, 0, 2, 0, high, low).into()
 }
 
+/// Returns the mean time of a packet to the device and back, two passes through the table.
+fn round_trip(lab: &Lab) -> Duration {
+    const TIMES: u32 = 10_000;
+    lab.peers.run(|| {
+        let socket = UdpSocket::bind((peer6(1), 0)).unwrap();
+        socket.connect((own6(), 22)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let mut buffer = [0; 64];
+        let began = Instant::now();
+        for _ in 0..TIMES {
+            socket.send(b"x").unwrap();
+            socket.recv(&mut buffer).unwrap();
+        }
+        began.elapsed() / TIMES
+    })
+}
+
 #[test]
 fn ten_to_a_hundred_thousand_peers_load_change_and_verify() {
     let lab = Lab::new();
     serve(&lab.device, own6(), &[22]);
+    println!("no table: round trip {:?}", round_trip(&lab));
     for count in [10, 1_000, 99_990] {
-        let mut rules = ruleset(vec![profile(
-            vec![entry(Ports::tcp(22), Verdict::Accept)],
-            vec![],
-        )]);
+        let both = [Ports::tcp(22), Ports::udp(22)].map(|p| entry(p, Verdict::Accept));
+        let mut rules = ruleset(vec![profile(both.to_vec(), vec![])]);
         for number in 0..count {
             with_peer(&mut rules, numbered(number), 1);
         }
@@ -39,6 +57,7 @@ fn ten_to_a_hundred_thousand_peers_load_change_and_verify() {
             tcp(&lab.peers, peer6(1), SocketAddr::new(own6(), 22)),
             Outcome::Answered
         );
+        println!("{count} peers: round trip {:?}", round_trip(&lab));
         let began = Instant::now();
         assert!(table.verify(at(0).mono).unwrap().is_intact());
         let verified = began.elapsed();
@@ -64,7 +83,9 @@ fn ten_to_a_hundred_thousand_entries_load_change_and_verify() {
                 let port = Ports::tcp(u16::try_from(port).unwrap());
                 entry(port, Verdict::Accept)
             };
-            profile((20..20 + ports).map(accept).collect(), vec![])
+            let mut inbound: Vec<_> = (20..20 + ports).map(accept).collect();
+            inbound.push(entry(Ports::udp(22), Verdict::Accept));
+            profile(inbound, vec![])
         });
         let mut rules = ruleset(list.collect());
         with_peer(&mut rules, peer6(1), profiles);
@@ -81,6 +102,7 @@ fn ten_to_a_hundred_thousand_entries_load_change_and_verify() {
         let began = Instant::now();
         assert!(table.verify(at(0).mono).unwrap().is_intact());
         let verified = began.elapsed();
+        println!("{count} entries: round trip {:?}", round_trip(&lab));
         println!("{count} entries: load {loaded:?}, one change {changed:?}, verify {verified:?}");
         table.remove().unwrap();
     }
