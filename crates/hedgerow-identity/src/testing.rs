@@ -12,8 +12,9 @@ use hedgerow_model::{Mono, Now, Wall};
 use proptest::prelude::*;
 use rand_core::{Infallible, TryCryptoRng, TryRng};
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints, SanType,
+    BasicConstraints, CertificateParams, CidrSubnet, CustomExtension, DistinguishedName,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
+    SanType,
 };
 
 use crate::Verified;
@@ -108,6 +109,14 @@ pub(crate) struct Leaf {
     pub(crate) ca: bool,
     pub(crate) usages: Vec<ExtendedKeyUsagePurpose>,
     pub(crate) key_usages: Vec<KeyUsagePurpose>,
+    pub(crate) unknown: Option<Criticality>,
+}
+
+/// Of an extension that nobody knows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Criticality {
+    Critical,
+    NotCritical,
 }
 
 /// A small trust domain.
@@ -263,6 +272,7 @@ impl Plant {
                 ExtendedKeyUsagePurpose::ClientAuth,
             ],
             key_usages: vec![KeyUsagePurpose::DigitalSignature],
+            unknown: None,
         }
     }
 
@@ -280,6 +290,11 @@ impl Plant {
         }
         if leaf.ca {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        if let Some(criticality) = leaf.unknown {
+            let mut extension = CustomExtension::from_oid_content(&[1, 3, 9999, 1], vec![5, 0]);
+            extension.set_criticality(criticality == Criticality::Critical);
+            params.custom_extensions.push(extension);
         }
         params.key_usages = leaf.key_usages.clone();
         params.extended_key_usages = leaf.usages.clone();

@@ -3,7 +3,7 @@ use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 
 use super::*;
 use crate::key::{SigningKey as _, SoftwareP256};
-use crate::testing::{DAY, Leaf, NOW, Plant, now, now_at, p256, site, throw_at};
+use crate::testing::{Criticality, DAY, Leaf, NOW, Plant, now, now_at, p256, site, throw_at};
 
 fn standing() -> Standing {
     Standing::new(Some(site("s1")))
@@ -190,7 +190,10 @@ fn an_operator_is_no_device_and_a_device_no_operator() {
 
 #[test]
 fn a_leaf_that_breaks_the_profile_is_refused() {
-    let breaks: [(&str, Edit); 5] = [
+    let breaks: [(&str, Edit); 6] = [
+        ("an unknown critical extension", |leaf| {
+            leaf.unknown = Some(Criticality::Critical);
+        }),
         ("an authority", |leaf| leaf.ca = true),
         ("may sign certificates", |leaf| {
             leaf.key_usages.push(KeyUsagePurpose::KeyCertSign);
@@ -250,6 +253,26 @@ fn a_leaf_is_revoked_by_device_key_issuer_and_site() {
         Revoked::Issuer(plant.site_issuer.key_id()),
     ];
     assert_eq!(check(&plant.standing_without(&others)), Ok(()));
+}
+
+#[test]
+fn an_extension_that_is_unknown_and_not_critical_changes_nothing() {
+    let plant = Plant::new();
+    let mut leaf = plant.leaf();
+    leaf.unknown = Some(Criticality::NotCritical);
+    assert!(check_as(&plant, &leaf, &plant.issuer, Purpose::Device).is_ok());
+}
+
+#[test]
+fn a_leaf_that_was_changed_after_signing_is_refused() {
+    let plant = Plant::new();
+    let good = plant.certify(&plant.leaf(), &plant.issuer);
+    let address = plant.addresses(1).v6.octets();
+    let at = good.windows(16).position(|w| w == address).unwrap();
+    let mut forged = good;
+    forged[at + 15] ^= 1;
+    let verdict = check_leaf(&forged, &plant.trust, &standing(), Purpose::Device, now());
+    assert_eq!(verdict, Err(RefusedCertificate::UnknownIssuer));
 }
 
 /// The same certificate with the second spelling of its signature.

@@ -18,6 +18,11 @@ fn trust_begins_at_the_pinned_root_set_only() {
     let signed = sign_manifest(&lying, &[&theirs.root]).unwrap();
     let refused = Trust::pinned(ours.manifest.genesis, &signed).unwrap_err();
     assert!(matches!(refused, RefusedManifest::WrongGenesis { .. }));
+    let mut lying = ours.manifest.clone();
+    lying.genesis = theirs.manifest.genesis;
+    let signed = sign_manifest(&lying, &[&ours.root]).unwrap();
+    let refused = Trust::pinned(ours.manifest.genesis, &signed).unwrap_err();
+    assert!(matches!(refused, RefusedManifest::WrongGenesis { .. }));
 }
 
 #[test]
