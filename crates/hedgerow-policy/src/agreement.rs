@@ -578,6 +578,7 @@ proptest! {
                     prop_assert_eq!(same, program == &bench.programs[&other.id]
                         && program.class == bench.programs[&other.id].class);
                 }
+                prop_assert_eq!(crate::fits(program), Ok(()));
                 let bytes = wire::encode(program);
                 prop_assert_eq!(&wire::decode_canonical::<Program>("program", &bytes).unwrap(), program);
                 let named = names_for(program, own, &bench.devices);

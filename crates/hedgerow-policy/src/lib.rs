@@ -20,6 +20,8 @@
 //!
 //! Kernel tables (`hedgerow-linux`), signatures (`hedgerow-identity`), revisions and who may change
 //! what (`hedgerow-control`).
+//!
+//! Start reading at [`compile`] for the compiled form, at [`evaluate`] for the meaning.
 #![forbid(unsafe_code)]
 
 mod check;
@@ -28,6 +30,7 @@ mod diagnostic;
 mod evaluate;
 mod explain;
 mod facts;
+mod fit;
 mod internet;
 mod parse;
 mod plan;
@@ -46,6 +49,7 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use evaluate::{Decision, End, Flow, Outcome, Ruling, Step, evaluate};
 pub use explain::{EndTrace, Explanation, explain, tier_name};
 pub use facts::{Facts, World};
+pub use fit::{UnfitProgram, fits};
 pub use parse::{API_VERSION, POLICY_BYTES_MAX, has_errors, parse};
 pub use plan::{Plan, plan};
 pub use policy::{BUILTIN_SERVICES, Policy};
