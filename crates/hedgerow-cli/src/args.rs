@@ -25,7 +25,7 @@ Examples:
   hedgerow explain camera.plant-1 nvr.plant-1 rtsp
   hedgerow device quarantine camera.plant-1 --reason \"talks to strangers\"
 
-Exit codes: 0 done; 1 refused, or something is wrong (a failed test, devices behind); 2 usage;
+Exit codes: 0 done; 1 refused, or something is wrong (a failed test, a finding); 2 usage;
 3 the controller misbehaved or is not the right one; 4 it cannot be reached, or time ran out;
 70 a bug here. Every command takes --json; docs/reference/cli-json.md has the schema."
 )]
@@ -139,17 +139,17 @@ Examples:
     },
     /// Find out what is wrong, and how to mend it
     ///
-    /// Tries each step from this machine to the controller, then looks at the fleet. On a device it asks the
-    /// agent as well.
+    /// On a device it runs the agent's own checks, foreign firewalls included. On an operator's machine it asks
+    /// the controller and looks at the fleet.
     Check {
-        /// The agent's control socket
+        /// Where a device keeps its agent's state
         #[arg(
             long,
-            value_name = "PATH",
-            default_value = "/run/hedgerow/agent/agent.sock",
+            value_name = "DIRECTORY",
+            default_value = "/var/lib/hedgerow/agent",
             hide = true
         )]
-        socket: PathBuf,
+        agent_state: PathBuf,
     },
     /// About the operator's own certificate
     #[command(subcommand)]
@@ -173,7 +173,12 @@ Examples:
         #[arg(long, value_name = "SITE")]
         site: SiteName,
         /// The labels it gets, key=value,key=value
-        #[arg(long, value_name = "LABELS", default_value = "")]
+        #[arg(
+            long,
+            value_name = "LABELS",
+            default_value = "",
+            hide_default_value = true
+        )]
         labels: Labels,
         /// How long the token can be used, 1m to 90d
         #[arg(long, value_name = "SPAN", default_value = "1h")]
@@ -220,7 +225,12 @@ pub(crate) enum DeviceCommand {
         #[arg(long, value_name = "SITE")]
         site: Option<SiteName>,
         /// Only devices with all of these labels
-        #[arg(long, value_name = "LABELS", default_value = "")]
+        #[arg(
+            long,
+            value_name = "LABELS",
+            default_value = "",
+            hide_default_value = true
+        )]
         labels: Labels,
     },
     /// Show one device
@@ -256,7 +266,12 @@ Examples:
         /// Its name, name.site or id
         device: String,
         /// Why; for the audit log and the events
-        #[arg(long, value_name = "TEXT", default_value = "")]
+        #[arg(
+            long,
+            value_name = "TEXT",
+            default_value = "",
+            hide_default_value = true
+        )]
         reason: String,
         #[command(flatten)]
         wait: Wait,
@@ -273,7 +288,12 @@ Examples:
         /// Its name, name.site or id
         device: String,
         /// Why; for the revocation list, at most 120 bytes
-        #[arg(long, value_name = "TEXT", default_value = "")]
+        #[arg(
+            long,
+            value_name = "TEXT",
+            default_value = "",
+            hide_default_value = true
+        )]
         reason: String,
         #[command(flatten)]
         wait: Wait,
@@ -343,7 +363,12 @@ Examples:
         /// The file; - is standard input
         file: String,
         /// Why; for the history
-        #[arg(long, value_name = "TEXT", default_value = "")]
+        #[arg(
+            long,
+            value_name = "TEXT",
+            default_value = "",
+            hide_default_value = true
+        )]
         note: String,
         /// You have seen that devices lose a large part of their rules
         #[arg(long)]

@@ -58,7 +58,7 @@ pub(crate) fn run(command: Command, shell: &mut Shell<'_>) -> Result<ExitCode, C
             },
             shell,
         ),
-        Command::Check { socket } => check::run(&socket, shell),
+        Command::Check { agent_state } => check::run(&agent_state, shell),
         Command::Operator(OperatorCommand::Renew) => renew(shell),
     }
 }

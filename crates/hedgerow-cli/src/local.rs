@@ -1,37 +1,43 @@
-//! The agent on this machine, if there is one: one line of JSON over its control socket.
+//! The agent on this machine, if it is a device: its own checks, by its own program.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Longest answer, in bytes.
-const ANSWER_BYTES_MAX: u64 = 4 << 20;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The agent's program; it lies beside this one, or in the path.
+const PROGRAM: &str = "hedgerow-agent";
 
-/// Asks the agent for its checks; `None` when no agent runs here.
+/// Asks the agent's program for its checks; `None` when `state` is not there: no device.
 ///
 /// # Errors
 ///
-/// Says why an agent that seems to be here did not answer.
-pub(crate) fn checks(socket: &Path) -> Result<Option<Value>, String> {
-    if !socket.exists() {
+/// Says why a device's agent could not be asked.
+pub(crate) fn checks(state: &Path) -> Result<Option<Value>, String> {
+    if !state.exists() {
         return Ok(None);
     }
-    let asked = ask(socket).map_err(|e| e.to_string())?;
-    serde_json::from_str(&asked)
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|own| own.with_file_name(PROGRAM));
+    let program = beside
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| PROGRAM.into());
+    let told = start(&program)
+        .output()
+        .map_err(|e| format!("{}: {e}", program.display()))?;
+    let answer = serde_json::from_slice(&told.stdout);
+    answer
         .map(Some)
-        .map_err(|e| e.to_string())
+        .map_err(|_e| String::from_utf8_lossy(&told.stderr).trim().to_owned())
 }
 
-fn ask(socket: &Path) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"{\"request\":\"check\"}\n")?;
-    let mut line = String::new();
-    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_line(&mut line)?;
-    Ok(line)
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a device's checks are the agent program's own"
+)]
+fn start(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--json", "check"]).stdin(Stdio::null());
+    command
 }

@@ -168,6 +168,15 @@ fn a_new_key_stands_beside_the_old_one_for_the_overlap() {
     let tunnel = &world.nodes[1].tunnel[&world.id(0)];
     assert_eq!(tunnel.old_key, Some(first));
     assert_eq!(tunnel.endpoint, Some(world.nodes[0].at), "not moved");
+    for node in &world.nodes {
+        let moves = |o: &&Output| matches!(o, Output::SetPeer { endpoint: Some(_), .. });
+        assert!(node.log.iter().filter(moves).count() <= 1, "only when the peer is new");
+    }
+    world.nodes[1].device.rotate(secs + 60, &mut world.rng);
+    world.renew(1);
+    world.run(Duration::from_secs(30));
+    let moves = |o: &&Output| matches!(o, Output::SetPeer { endpoint: Some(_), .. });
+    assert_eq!(world.nodes[0].log.iter().filter(moves).count(), 1, "nor by the answer");
     world.run(KEY_OVERLAP);
     assert_eq!(world.nodes[1].tunnel[&world.id(0)].old_key, None);
     assert!(world.linked(0, 1));
