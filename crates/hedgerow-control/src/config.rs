@@ -1,0 +1,282 @@
+//! `control.toml`: raw text in, checked configuration out.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use hedgerow_model::address::Prefix;
+use hedgerow_model::id::TrustDomain;
+use serde::{Deserialize, Serialize};
+
+use crate::disk;
+use crate::store::addresses::V4Pool;
+
+/// Where `init` keeps everything unless told otherwise.
+pub(crate) const DIR_DEFAULT: &str = "/var/lib/hedgerow/control";
+/// The configuration that `run` reads unless told otherwise.
+pub(crate) const CONFIG_DEFAULT: &str = "/etc/hedgerow/control.toml";
+
+/// The file as written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawConfig {
+    /// 1.
+    pub(crate) version: u32,
+    /// The state directory, made by `init`.
+    pub(crate) dir: PathBuf,
+    /// Where to listen.
+    pub(crate) listen: SocketAddr,
+    /// How agents and operators reach this controller, `host:port`, in order of preference.
+    pub(crate) endpoints: Vec<String>,
+    /// Names in SPIFFE ids.
+    pub(crate) trust_domain: String,
+    /// Bounds.
+    #[serde(default)]
+    pub(crate) limits: RawLimits,
+    /// Certificates.
+    #[serde(default)]
+    pub(crate) certificates: RawCertificates,
+    /// What devices learn of their surroundings.
+    #[serde(default)]
+    pub(crate) fleet: RawFleet,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawLimits {
+    /// Agents connected at once; further ones are told to come back.
+    pub(crate) sessions_max: usize,
+    /// TLS handshakes at once.
+    pub(crate) handshakes_max: usize,
+    /// Connections that wait for a handshake; further ones are closed.
+    pub(crate) waiting_max: usize,
+    /// Certificates signed at once.
+    pub(crate) signings_max: usize,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        Self {
+            sessions_max: 100_000,
+            handshakes_max: 64,
+            waiting_max: 4096,
+            signings_max: 16,
+        }
+    }
+}
+
+/// `[certificates]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawCertificates {
+    /// Life of a device's certificate and ticket, in hours.
+    pub(crate) device_hours: u64,
+    /// Life of the controller's own certificate, in days.
+    pub(crate) controller_days: u64,
+    /// Life of an operator's certificate, in days.
+    pub(crate) operator_days: u64,
+    /// How long an expired ticket works while no issuer can be reached, in days.
+    pub(crate) grace_days: u64,
+}
+
+impl Default for RawCertificates {
+    fn default() -> Self {
+        Self {
+            device_hours: 7 * 24,
+            controller_days: 30,
+            operator_days: 90,
+            grace_days: 30,
+        }
+    }
+}
+
+/// `[fleet]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawFleet {
+    /// Overlay IPv4 addresses come from here.
+    pub(crate) pool_v4: String,
+    /// Suffix of device names.
+    pub(crate) suffix: String,
+    /// Prefixes that devices are managed from, kept open when the underlay is enforced.
+    pub(crate) management: Vec<String>,
+}
+
+impl Default for RawFleet {
+    fn default() -> Self {
+        Self {
+            pool_v4: "100.80.0.0/12".to_owned(),
+            suffix: "hedgerow.internal".to_owned(),
+            management: Vec::new(),
+        }
+    }
+}
+
+/// The configuration, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// The state directory.
+    pub(crate) dir: PathBuf,
+    /// Where to listen.
+    pub(crate) listen: SocketAddr,
+    /// How agents and operators reach this controller.
+    pub(crate) endpoints: Vec<String>,
+    /// Names in SPIFFE ids.
+    pub(crate) trust_domain: TrustDomain,
+    /// Bounds.
+    pub(crate) limits: RawLimits,
+    /// Certificates.
+    pub(crate) certificates: RawCertificates,
+    /// Overlay IPv4 pool.
+    pub(crate) pool_v4: Prefix,
+    /// The same, in blocks.
+    pub(crate) blocks: V4Pool,
+    /// Suffix of device names.
+    pub(crate) suffix: String,
+    /// Prefixes that devices are managed from.
+    pub(crate) management: Vec<Prefix>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is wrong and where.
+    pub(crate) fn load(path: &Path) -> Result<Self, String> {
+        let text = disk::read_text(path).map_err(|e| {
+            format!(
+                "cannot read {}: {e}; `hedgerow-control init` writes one",
+                path.display()
+            )
+        })?;
+        let raw: RawConfig =
+            toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        Self::check(raw).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    /// Checks what was read.
+    ///
+    /// # Errors
+    ///
+    /// The field and the rule it breaks.
+    pub(crate) fn check(raw: RawConfig) -> Result<Self, String> {
+        if raw.version != 1 {
+            return Err(format!("version = {}: this program reads 1", raw.version));
+        }
+        if raw.endpoints.is_empty() {
+            return Err("endpoints: name at least one host:port".to_owned());
+        }
+        for endpoint in &raw.endpoints {
+            split_endpoint(endpoint)?;
+        }
+        let trust_domain =
+            TrustDomain::new(&raw.trust_domain).map_err(|e| format!("trust_domain: {e}"))?;
+        let pool_v4: Prefix = raw
+            .fleet
+            .pool_v4
+            .parse()
+            .map_err(|e| format!("fleet.pool_v4: {e}"))?;
+        let blocks = V4Pool::new(&pool_v4)
+            .ok_or("fleet.pool_v4: it takes an IPv4 prefix of /22 or shorter")?;
+        TrustDomain::new(&raw.fleet.suffix).map_err(|e| format!("fleet.suffix: {e}"))?;
+        let management = raw
+            .fleet
+            .management
+            .iter()
+            .map(|p| p.parse().map_err(|e| format!("fleet.management: {e}")))
+            .collect::<Result<_, _>>()?;
+        let c = &raw.certificates;
+        if !(1..=24 * 90).contains(&c.device_hours) {
+            return Err("certificates.device_hours: it takes 1 to 2160".to_owned());
+        }
+        if c.grace_days > 365 || c.controller_days == 0 || c.operator_days == 0 {
+            return Err(
+                "certificates: grace_days takes 0 to 365, the others at least 1".to_owned(),
+            );
+        }
+        let l = &raw.limits;
+        if l.sessions_max == 0 || l.handshakes_max == 0 || l.waiting_max == 0 || l.signings_max == 0
+        {
+            return Err("limits: each takes at least 1".to_owned());
+        }
+        Ok(Self {
+            dir: raw.dir,
+            listen: raw.listen,
+            endpoints: raw.endpoints,
+            trust_domain,
+            limits: raw.limits,
+            certificates: raw.certificates,
+            pool_v4,
+            blocks,
+            suffix: raw.fleet.suffix,
+            management,
+        })
+    }
+
+    /// Returns how long an expired ticket may still work, in seconds.
+    pub(crate) fn grace_secs(&self) -> u64 {
+        self.certificates.grace_days * 86_400
+    }
+
+    /// Returns how long a device's certificate lives, in seconds.
+    pub(crate) fn device_secs(&self) -> u64 {
+        self.certificates.device_hours * 3600
+    }
+}
+
+/// Splits `host:port` or `[v6]:port`.
+///
+/// # Errors
+///
+/// When either part is missing.
+pub(crate) fn split_endpoint(endpoint: &str) -> Result<(String, u16), String> {
+    let bad = || format!("endpoint `{endpoint}`: write host:port, e.g. control.example:7443");
+    let (host, port) = endpoint.rsplit_once(':').ok_or_else(bad)?;
+    let port: u16 = port.parse().map_err(|_e| bad())?;
+    let host = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .unwrap_or(host);
+    if host.is_empty() || port == 0 {
+        return Err(bad());
+    }
+    Ok((host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "version = 1\ndir = \"/x\"\nlisten = \"0.0.0.0:7443\"\n\
+        endpoints = [\"c.example:7443\"]\ntrust_domain = \"plant.example\"\n";
+
+    fn load(text: &str) -> Result<Config, String> {
+        Config::check(toml::from_str(text).map_err(|e| e.to_string())?)
+    }
+
+    #[test]
+    fn unknown_keys_and_values_out_of_range_are_errors() {
+        assert!(load(GOOD).is_ok());
+        for bad in [
+            "colour = 1\n",
+            "[limits]\nsessions_max = 0\n",
+            "[fleet]\npool_v4 = \"10.0.0.0/24\"\n",
+            "[certificates]\ngrace_days = 400\n",
+        ] {
+            assert!(load(&format!("{GOOD}{bad}")).is_err(), "{bad}");
+        }
+        assert!(load(&GOOD.replace("version = 1", "version = 2")).is_err());
+    }
+
+    #[test]
+    fn endpoints_have_host_and_port() {
+        assert_eq!(
+            split_endpoint("[fd00::1]:7443").unwrap(),
+            ("fd00::1".to_owned(), 7443)
+        );
+        for bad in ["host", "host:", ":1", "host:0"] {
+            assert!(split_endpoint(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The first message: who is it, may it be served, and was its key copied?
+
+use std::time::Duration;
+
+use hedgerow_identity::certificate::Access;
+use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::resource::ResourceKind;
+use hedgerow_sync::message::{Hello, Welcome};
+
+use super::{Agent, End, Standing};
+use crate::entropy;
+use crate::hub::{Counters, Live, dirty};
+use crate::journal::Note;
+
+/// How long an agent that must hand up its revocations may take.
+const HAND_UP_WITHIN: Duration = Duration::from_secs(10);
+/// Agents sent away come back after this, and up to as much again.
+const BUSY_SECS: u64 = 5;
+
+/// What a greeting shows of the identity's other uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    /// None.
+    Alone,
+    /// A session with the same identity lives: one of the two is old, or a copy.
+    Contested,
+    /// The generation did not grow: this is a copy.
+    Stale,
+}
+
+impl Agent {
+    /// Decides on the agent's greeting.
+    pub(super) async fn greeted(&mut self, hello: Hello) -> Result<(), End> {
+        let control = self.control.clone();
+        let snapshot = control.snapshot();
+        if control.hub.connected() >= control.config.limits.sessions_max {
+            Counters::add(&control.hub.counters.busy);
+            let jitter = u64::from(u16::from_ne_bytes(entropy::bytes())) % (BUSY_SECS * 1000);
+            self.session
+                .busy(Duration::from_millis(BUSY_SECS * 1000 + jitter));
+            return Ok(());
+        }
+        let record = snapshot.device(self.device).cloned();
+        if let Some(ended) = record.as_ref().and_then(|r| r.ended.as_ref()) {
+            let why = format!("this device was {}; enroll it again", ended.how);
+            self.session.bye(&why);
+            return Ok(());
+        }
+        if record.is_none() && snapshot.restored.is_none() {
+            self.session
+                .bye("this controller does not know the device; enroll it again");
+            return Ok(());
+        }
+        let restored = snapshot.restored.filter(|restored| {
+            hello.revocations > *restored
+                && hello.revocations.timeline < snapshot.revision.timeline
+        });
+        let welcome = Welcome {
+            capability: hello.capability,
+            now_secs: control.clock.wall().secs(),
+            beacon: (*control.newest_beacon()).clone(),
+            session: self.number,
+            revocations: restored.map_or_else(
+                || snapshot.standing.revocation_version(),
+                |_| snapshot.restored.unwrap_or_default(),
+            ),
+            manifest: snapshot.trust.manifest().version,
+            ticket_epoch: record.as_ref().map_or(0, |r| r.epoch),
+        };
+        let now = control.clock.now().mono;
+        let behind = restored.is_some()
+            || (snapshot.restored.is_some() && record.is_none())
+            || hello
+                .heads
+                .iter()
+                .any(|h| h.kind == ResourceKind::Ticket && h.version.timeline > welcome.ticket_epoch);
+        self.session.welcome(welcome, now)?;
+        if behind && snapshot.restored.is_some() {
+            self.awaits_hand_up = Some(now + HAND_UP_WITHIN);
+        }
+        let copies = self.enter(&hello);
+        self.arrived(&hello);
+        match copies {
+            Copies::Alone => self.serve_now(&hello),
+            Copies::Contested => self.wait_for_the_other(),
+            Copies::Stale => self.copied().await,
+        }
+    }
+
+    /// Takes a place in the hub.
+    fn enter(&mut self, hello: &Hello) -> Copies {
+        let now = self.control.clock.wall();
+        let live = Live {
+            session: self.number,
+            signal: self.signal.clone(),
+            since: now,
+            source: self.source.clone(),
+        };
+        let stored = self
+            .control
+            .snapshot()
+            .device(self.device)
+            .map_or(0, |d| d.generation);
+        self.control.hub.with(self.device, |s| {
+            let newest = s.generation.max(stored);
+            let copies = if hello.generation <= newest {
+                Copies::Stale
+            } else if let Some(other) = &s.live {
+                other.signal.raise(dirty::CONTESTED);
+                Copies::Contested
+            } else {
+                Copies::Alone
+            };
+            s.generation = newest.max(hello.generation);
+            match copies {
+                Copies::Alone => {
+                    s.live = Some(live);
+                    s.events_upto = 0;
+                    s.progress = crate::hub::Progress::default();
+                }
+                Copies::Contested | Copies::Stale => s.held = Some(live),
+            }
+            copies
+        })
+    }
+
+    fn arrived(&self, hello: &Hello) {
+        let now = self.control.clock.now();
+        self.control
+            .note(Note::Generation(self.device, hello.generation));
+        self.control.hub.with(self.device, |s| {
+            s.agent_version.clone_from(&hello.agent_version);
+            s.endpoints.clone_from(&hello.endpoints);
+            s.seen = now.wall;
+            if let Some(v) = &hello.verified {
+                s.progress.verified = Some((v.revision, v.table_hash, now.mono, now.wall));
+            }
+        });
+    }
+
+    /// Serves the agent from now on.
+    fn serve_now(&mut self, hello: &Hello) -> Result<(), End> {
+        self.standing = Standing::Served;
+        if self.peer.access() == Access::RenewOnly {
+            self.session
+                .hold("the certificate has expired: renew it, then come back")?;
+            return Ok(());
+        }
+        if self.awaits_hand_up.is_some() {
+            return Ok(());
+        }
+        self.first_offers(hello)
+    }
+
+    fn first_offers(&mut self, hello: &Hello) -> Result<(), End> {
+        let snapshot = self.control.snapshot();
+        self.offers
+            .refresh(&self.control, &snapshot, self.device, dirty::ALL)?;
+        let current = snapshot
+            .device(self.device)
+            .is_some_and(|d| d.key_hash == self.peer.spki_digest());
+        if !current {
+            // It shows an older certificate than the newest we issued: the ticket with the newer
+            // key is for when it comes with that one.
+            self.offers.withhold(ResourceKind::Ticket);
+        }
+        self.offers.settle(&hello.heads, hello.revision, &snapshot);
+        let revision = self.offers.revision(&snapshot, hello.revision);
+        self.wanted = Some(revision);
+        self.session.handle_wanted(revision, self.offers.list());
+        self.control
+            .hub
+            .with(self.device, |s| s.progress.wanted = Some(revision));
+        self.control.hub.came_further();
+        Ok(())
+    }
+
+    /// Waits until it is clear whether the other session lives.
+    fn wait_for_the_other(&mut self) -> Result<(), End> {
+        self.standing = Standing::Held;
+        self.session
+            .hold("another session with this identity is open; waiting for it to end")?;
+        Ok(())
+    }
+
+    /// This identity is used twice: both are flagged, the later one gets nothing.
+    async fn copied(&mut self) -> Result<(), End> {
+        self.standing = Standing::Held;
+        self.session.hold(
+            "this identity was already used by a later connection: its disk was copied or restored; \
+             an operator must decide (hedgerow device release, or revoke and enroll again)",
+        )?;
+        self.control.flag(self.device).await?;
+        let at = self.control.clock.wall();
+        let other = self
+            .control
+            .hub
+            .with(self.device, |s| s.live.as_ref().map(|l| l.source.clone()));
+        let event = |kind| {
+            Event::new(at, kind)
+                .device(self.device)
+                .detail("source", &self.source)
+                .detail("other", other.as_deref().unwrap_or("not connected"))
+        };
+        self.control.event(event(EventKind::KeyCopied));
+        self.control.event(event(EventKind::SessionHeld));
+        Ok(())
+    }
+
+    /// Writes to the agent: when its machine has forgotten the connection, this ends it.
+    pub(super) fn probe(&mut self) -> Result<(), End> {
+        let beacon = self.control.newest_beacon();
+        Ok(self.session.beacon(&beacon)?)
+    }
+
+    /// The agent spoke although another session claims its identity: both live.
+    pub(super) async fn is_alive(&mut self) {
+        self.contested = false;
+        let at = self.control.clock.wall();
+        let other = self
+            .control
+            .hub
+            .with(self.device, |s| s.held.as_ref().map(|l| l.source.clone()));
+        let Some(other) = other else { return };
+        if let Err(error) = self.control.flag(self.device).await {
+            tracing::error!(%error, "the copied key could not be flagged");
+        }
+        let event = |kind| {
+            Event::new(at, kind)
+                .device(self.device)
+                .detail("source", &other)
+                .detail("other", &self.source)
+        };
+        self.control.event(event(EventKind::KeyCopied));
+        self.control.event(event(EventKind::SessionHeld));
+    }
+
+    /// A held session takes the place of one that ended.
+    pub(super) fn promote(&mut self) -> Result<(), End> {
+        let number = self.number;
+        let taken = self.control.hub.with(self.device, |s| {
+            if s.live.is_none() {
+                s.live = s.held.take_if(|l| l.session == number);
+            }
+            s.live.as_ref().is_some_and(|l| l.session == number)
+        });
+        if !taken {
+            return Ok(());
+        }
+        self.standing = Standing::Served;
+        self.session.release();
+        self.refresh(dirty::ALL)
+    }
+}

@@ -1,0 +1,324 @@
+//! Serving agents: one small task per connection around [`hedgerow_sync::ControllerSession`].
+//!
+//! ```text
+//!  bytes ─▶ session ─▶ outputs ─▶ Controller (store, snapshot)
+//!  signal (dirty bits) ─▶ offers from the newest snapshot ─▶ session ─▶ frames ─▶ bytes
+//! ```
+
+mod greet;
+mod offers;
+mod requests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedgerow_identity::certificate::PeerIdentity;
+use hedgerow_model::Mono;
+use hedgerow_model::id::{DeviceId, Revision};
+use hedgerow_sync::controller::{ControllerSession, Output};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use self::offers::Offers;
+use crate::control::Controller;
+use crate::hub::{Counters, Signal, dirty};
+use crate::refusal::Refusal;
+
+/// Bytes read at once; larger messages take several reads.
+const READ_BYTES: usize = 2048;
+/// How long one frame may take to leave.
+const WRITE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where a session stands beyond its protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// No hello yet.
+    Unknown,
+    /// Served.
+    Served,
+    /// Another session shows the same identity; this one waits.
+    Held,
+}
+
+/// One agent's connection.
+struct Agent {
+    control: Arc<Controller>,
+    session: ControllerSession,
+    peer: PeerIdentity,
+    device: DeviceId,
+    number: u64,
+    source: String,
+    signal: Arc<Signal>,
+    standing: Standing,
+    offers: Offers,
+    /// The agent must hand up its newer revocations before it is given ours.
+    awaits_hand_up: Option<Mono>,
+    wanted: Option<Revision>,
+    /// This session is the served one, and another claims its identity.
+    contested: bool,
+}
+
+/// Why a connection ends.
+#[derive(Debug)]
+enum End {
+    /// As the protocol foresees.
+    Quiet(&'static str),
+    /// The other end broke the protocol.
+    Refused(String),
+    /// The network failed.
+    Lost,
+}
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> Self {
+        Self::Lost
+    }
+}
+
+impl From<hedgerow_sync::SessionError> for End {
+    fn from(error: hedgerow_sync::SessionError) -> Self {
+        Self::Refused(error.to_string())
+    }
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.to_string())
+    }
+}
+
+/// Serves one agent until its connection ends.
+pub(crate) async fn serve(
+    control: Arc<Controller>,
+    mut stream: TlsStream<TcpStream>,
+    peer: PeerIdentity,
+    device: DeviceId,
+    source: String,
+) {
+    let now = control.clock.now().mono;
+    let number = control.hub.session_number();
+    let mut agent = Agent {
+        session: ControllerSession::new(now),
+        peer,
+        device,
+        number,
+        source,
+        signal: Arc::default(),
+        standing: Standing::Unknown,
+        offers: Offers::default(),
+        awaits_hand_up: None,
+        wanted: None,
+        contested: false,
+        control,
+    };
+    let end = agent.run(&mut stream).await;
+    agent.leave();
+    match end {
+        End::Quiet(why) => tracing::debug!(%device, number, why, "session ended"),
+        End::Lost => tracing::debug!(%device, number, "connection lost"),
+        End::Refused(why) => {
+            Counters::add(&agent.control.hub.counters.refused);
+            tracing::info!(%device, number, why, source = agent.source, "session refused");
+        }
+    }
+    // The agent may be gone already; its socket is closed either way.
+    drop(tokio::time::timeout(WRITE_WITHIN, stream.shutdown()).await);
+}
+
+impl Agent {
+    async fn run(&mut self, stream: &mut TlsStream<TcpStream>) -> End {
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            if let Err(end) = self.flush(stream).await {
+                return end;
+            }
+            if self.session.is_closed() {
+                return End::Quiet("closed");
+            }
+            let deadline = self.deadline();
+            let step = tokio::select! {
+                read = stream.read(&mut buffer) => match read {
+                    Ok(0) => Err(End::Quiet("the agent closed")),
+                    Ok(n) => self.take(buffer.get(..n).unwrap_or_default()).await,
+                    Err(e) => Err(e.into()),
+                },
+                () = self.signal.raised() => self.woken(),
+                () = tokio::time::sleep_until(deadline) => self.timeout(),
+            };
+            if let Err(end) = step {
+                if let Err(lost) = self.flush(stream).await {
+                    return lost;
+                }
+                return end;
+            }
+        }
+    }
+
+    fn deadline(&self) -> tokio::time::Instant {
+        let (mut at, _why) = self.session.deadline();
+        at = at.min(self.awaits_hand_up.unwrap_or(Mono::NEVER));
+        self.control.clock.instant(at)
+    }
+
+    async fn flush(&mut self, stream: &mut TlsStream<TcpStream>) -> Result<(), End> {
+        while let Some(frame) = self.session.next_frame(self.control.clock.now().mono) {
+            let written = tokio::time::timeout(WRITE_WITHIN, stream.write_all(&frame)).await;
+            written.map_err(|_elapsed| End::Lost)??;
+        }
+        let flushed = tokio::time::timeout(WRITE_WITHIN, stream.flush()).await;
+        Ok(flushed.map_err(|_elapsed| End::Lost)??)
+    }
+
+    async fn take(&mut self, bytes: &[u8]) -> Result<(), End> {
+        let now = self.control.clock.now();
+        let result = self.session.handle_bytes(bytes, now.mono);
+        if self.standing != Standing::Unknown {
+            self.control.hub.with(self.device, |s| s.seen = now.wall);
+        }
+        if self.contested {
+            self.is_alive().await;
+        }
+        while let Some(output) = self.session.poll() {
+            self.act(output).await?;
+        }
+        Ok(result?)
+    }
+
+    fn timeout(&mut self) -> Result<(), End> {
+        let now = self.control.clock.now().mono;
+        self.session.handle_timeout(now);
+        if self.awaits_hand_up.is_some_and(|at| now >= at) {
+            // It had its chance; what it holds will be offered again at its next connection.
+            self.awaits_hand_up = None;
+            self.refresh(dirty::ALL)?;
+        }
+        match self.session.poll() {
+            Some(Output::Closed(why)) => Err(End::Quiet(why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at what changed.
+    fn woken(&mut self) -> Result<(), End> {
+        let bits = self.signal.take();
+        if bits & dirty::STOP != 0 {
+            self.session.bye("the controller stops; it will be back");
+            return Ok(());
+        }
+        if bits & dirty::RECORD != 0 {
+            self.check_record()?;
+        }
+        if bits & dirty::CONTESTED != 0 {
+            self.contested = true;
+            self.probe()?;
+        }
+        if bits & dirty::BEACON != 0 && self.standing == Standing::Served {
+            let beacon = self.control.newest_beacon();
+            self.session.beacon(&beacon)?;
+        }
+        if bits & dirty::ALL != 0 {
+            self.refresh(bits & dirty::ALL)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session of a device that ended, and lets a held one go on that was released.
+    fn check_record(&mut self) -> Result<(), End> {
+        let snapshot = self.control.snapshot();
+        let Some(record) = snapshot.device(self.device) else {
+            return Ok(());
+        };
+        if let Some(ended) = &record.ended {
+            let why = format!("this device was {}; enroll it again", ended.how);
+            self.session.bye(&why);
+            return Ok(());
+        }
+        if self.standing == Standing::Held && !record.flagged {
+            self.promote()?;
+        }
+        Ok(())
+    }
+
+    /// Says to the session what the agent shall hold now.
+    fn refresh(&mut self, bits: u32) -> Result<(), End> {
+        if self.standing == Standing::Unknown || self.awaits_hand_up.is_some() {
+            return Ok(());
+        }
+        let snapshot = self.control.snapshot();
+        let changed = self.offers.refresh(&self.control, &snapshot, self.device, bits)?;
+        if !changed {
+            return Ok(());
+        }
+        let revision = self.offers.revision(&snapshot, self.session.holds().0);
+        self.wanted = Some(revision);
+        self.session.handle_wanted(revision, self.offers.list());
+        Counters::add(&self.control.hub.counters.updates);
+        self.control.hub.with(self.device, |s| {
+            if s.live.as_ref().is_some_and(|l| l.session == self.number) {
+                s.progress.wanted = Some(revision);
+            }
+        });
+        Ok(())
+    }
+
+    async fn act(&mut self, output: Output) -> Result<(), End> {
+        match output {
+            Output::Greeted(hello) => self.greeted(*hello).await,
+            Output::Received(revision) => {
+                self.received(revision);
+                Ok(())
+            }
+            Output::Verified {
+                revision,
+                table_hash,
+                partial: _,
+            } => {
+                self.verified(revision, table_hash);
+                Ok(())
+            }
+            Output::Rejected {
+                revision,
+                kind,
+                reason,
+            } => {
+                self.rejected(revision, kind, reason);
+                Ok(())
+            }
+            Output::Repaired => Ok(()),
+            Output::HandedUp(statement) => self.handed_up(statement).await,
+            Output::Renew(request) => self.renew(request).await,
+            Output::Resolve { id, query } => self.resolve(id, query),
+            Output::Endpoints(list) => {
+                self.control.hub.with(self.device, |s| s.endpoints = list);
+                Ok(())
+            }
+            Output::Events { first, events } => self.events(first, events).await,
+            Output::Leave => self.left().await,
+            Output::Closed(why) => Err(End::Quiet(why)),
+        }
+    }
+
+    /// Gives up the place in the hub; a held session takes it when the served one is gone.
+    fn leave(&mut self) {
+        if let Some(next) = self.control.hub.leave(self.device, self.number) {
+            next.signal.raise(dirty::RECORD);
+        }
+        self.control.hub.came_further();
+    }
+}
+
+/// Tells an agent why its certificate is not believed, and closes.
+pub(crate) async fn refuse(mut stream: TlsStream<TcpStream>, reason: &str) {
+    let now = Mono::ZERO;
+    let mut session = ControllerSession::new(now);
+    session.bye(reason);
+    while let Some(frame) = session.next_frame(now) {
+        let written = tokio::time::timeout(WRITE_WITHIN, stream.write_all(&frame)).await;
+        if !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+    }
+    // The agent may be gone already.
+    drop(tokio::time::timeout(WRITE_WITHIN, stream.shutdown()).await);
+}

@@ -1,0 +1,232 @@
+//! Who is connected, how far each has come, and how sessions are woken.
+//!
+//! A change sets bits; nothing is queued per agent. A session that wakes computes what it lacks from
+//! the newest snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hedgerow_model::address::Underlay;
+use hedgerow_model::id::{DeviceId, Digest, Revision};
+use hedgerow_model::{Mono, Wall};
+use tokio::sync::{Notify, watch};
+
+/// What a session has to look at again.
+pub(crate) mod dirty {
+    /// Manifest, revocations, states: what takes away.
+    pub(crate) const TRUST: u32 = 1;
+    /// The device's own ticket.
+    pub(crate) const TICKET: u32 = 1 << 1;
+    /// Its program.
+    pub(crate) const PROGRAM: u32 = 1 << 2;
+    /// Its site's configuration.
+    pub(crate) const CONFIG: u32 = 1 << 3;
+    /// The names it may know.
+    pub(crate) const NAMES: u32 = 1 << 4;
+    /// A fresh beacon is there.
+    pub(crate) const BEACON: u32 = 1 << 5;
+    /// Its record: it may have ended, or been released.
+    pub(crate) const RECORD: u32 = 1 << 6;
+    /// Another session shows the same identity.
+    pub(crate) const CONTESTED: u32 = 1 << 7;
+    /// The controller stops.
+    pub(crate) const STOP: u32 = 1 << 8;
+    /// Everything that is sent.
+    pub(crate) const ALL: u32 = TRUST | TICKET | PROGRAM | CONFIG | NAMES;
+}
+
+/// How a session is woken.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    bits: AtomicU32,
+    notify: Notify,
+}
+
+impl Signal {
+    /// Sets bits and wakes the session.
+    pub(crate) fn raise(&self, bits: u32) {
+        self.bits.fetch_or(bits, Ordering::AcqRel);
+        self.notify.notify_one();
+    }
+
+    /// Takes every bit.
+    pub(crate) fn take(&self) -> u32 {
+        self.bits.swap(0, Ordering::AcqRel)
+    }
+
+    /// Waits until bits were set since the last wait.
+    pub(crate) async fn raised(&self) {
+        self.notify.notified().await;
+    }
+}
+
+/// A live session.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    /// Its number.
+    pub(crate) session: u64,
+    /// Wakes it.
+    pub(crate) signal: Arc<Signal>,
+    /// When it began.
+    pub(crate) since: Wall,
+    /// Where it comes from.
+    pub(crate) source: String,
+}
+
+/// How far a device has come with updates.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress {
+    /// What it was last told to hold.
+    pub(crate) wanted: Option<Revision>,
+    /// What it has in hand.
+    pub(crate) received: Option<(Revision, Mono, Wall)>,
+    /// What stands in its kernel.
+    pub(crate) verified: Option<(Revision, Digest, Mono, Wall)>,
+    /// What it refused last.
+    pub(crate) rejected: Option<(Revision, String)>,
+}
+
+impl Progress {
+    /// Returns whether everything it was told stands in its kernel.
+    pub(crate) fn is_verified(&self) -> bool {
+        match (self.wanted, self.verified) {
+            (Some(wanted), Some(verified)) => verified.0 >= wanted,
+            (None, _) | (_, None) => false,
+        }
+    }
+}
+
+/// What is known of a device's connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Status {
+    /// The session that is served.
+    pub(crate) live: Option<Live>,
+    /// A later session with the same identity, held.
+    pub(crate) held: Option<Live>,
+    /// Updates.
+    pub(crate) progress: Progress,
+    /// Where the mesh may reach it.
+    pub(crate) endpoints: Vec<Underlay>,
+    /// Its agent's version.
+    pub(crate) agent_version: String,
+    /// When it last spoke.
+    pub(crate) seen: Wall,
+    /// The newest start of its agent, beyond what the store has yet.
+    pub(crate) generation: u64,
+    /// Events of this session below this sequence number are stored.
+    pub(crate) events_upto: u64,
+}
+
+/// Counters for `GET metrics`.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Connections accepted.
+    pub(crate) accepted: AtomicU64,
+    /// Connections closed before a handshake because too many waited.
+    pub(crate) shed: AtomicU64,
+    /// Handshakes that failed.
+    pub(crate) handshakes_failed: AtomicU64,
+    /// Agents sent away because too many were connected.
+    pub(crate) busy: AtomicU64,
+    /// Messages refused.
+    pub(crate) refused: AtomicU64,
+    /// Updates sent.
+    pub(crate) updates: AtomicU64,
+    /// Certificates issued.
+    pub(crate) issued: AtomicU64,
+    /// Events dropped because the writer was behind.
+    pub(crate) events_dropped: AtomicU64,
+}
+
+impl Counters {
+    /// Adds one.
+    pub(crate) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reads one.
+    pub(crate) fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+}
+
+/// Every device's status, and who waits for news.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    statuses: Mutex<BTreeMap<DeviceId, Status>>,
+    next_session: AtomicU64,
+    progress: watch::Sender<u64>,
+    /// Counters.
+    pub(crate) counters: Counters,
+}
+
+impl Hub {
+    /// Begins with nobody connected.
+    pub(crate) fn new() -> Self {
+        Self {
+            statuses: Mutex::default(),
+            next_session: AtomicU64::new(1),
+            progress: watch::Sender::new(0),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Locks the statuses. A panic elsewhere leaves them consistent: every change is one assignment.
+    pub(crate) fn statuses(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Status>> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a number for a new session.
+    pub(crate) fn session_number(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Reads or changes one device's status.
+    pub(crate) fn with<T>(&self, device: DeviceId, f: impl FnOnce(&mut Status) -> T) -> T {
+        f(self.statuses().entry(device).or_default())
+    }
+
+    /// Wakes every session.
+    pub(crate) fn raise_all(&self, bits: u32) {
+        for status in self.statuses().values() {
+            for live in status.live.iter().chain(&status.held) {
+                live.signal.raise(bits);
+            }
+        }
+    }
+
+    /// Wakes one device's sessions.
+    pub(crate) fn raise(&self, device: DeviceId, bits: u32) {
+        if let Some(status) = self.statuses().get(&device) {
+            for live in status.live.iter().chain(&status.held) {
+                live.signal.raise(bits);
+            }
+        }
+    }
+
+    /// Tells those who wait that some device came further.
+    pub(crate) fn came_further(&self) {
+        self.progress.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Subscribes to [`Hub::came_further`].
+    pub(crate) fn watch_progress(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
+    }
+
+    /// Returns how many sessions are served.
+    pub(crate) fn connected(&self) -> usize {
+        self.statuses().values().filter(|s| s.live.is_some()).count()
+    }
+
+    /// Removes a session that ended; returns whether it was the served one, and the held one that
+    /// may take its place.
+    pub(crate) fn leave(&self, device: DeviceId, session: u64) -> Option<Live> {
+        let mut statuses = self.statuses();
+        let status = statuses.get_mut(&device)?;
+        status.held.take_if(|l| l.session == session);
+        let served = status.live.take_if(|l| l.session == session).is_some();
+        served.then(|| status.held.clone())?
+    }
+}

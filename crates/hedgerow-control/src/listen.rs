@@ -1,0 +1,187 @@
+//! Accepting connections: bounded before any TLS work, then sent where their ALPN says.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedgerow_identity::certificate::{PeerIdentity, Purpose, RefusedCertificate, check_leaf};
+use hedgerow_model::event::{Event, EventKind};
+use rustls::server::Acceptor;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::api;
+use crate::control::Controller;
+use crate::distribute;
+use crate::enroll;
+use crate::hub::Counters;
+use crate::tls::{Speaks, Tls};
+
+/// How long a handshake may take, once it has its turn.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its turn.
+const TURN_WITHIN: Duration = Duration::from_secs(20);
+/// At most one event about refused certificates in this time.
+const REFUSED_EVERY: Duration = Duration::from_secs(10);
+
+/// The front door.
+pub(crate) struct Door {
+    /// Everything else.
+    pub(crate) control: Arc<Controller>,
+    /// Configurations by ALPN.
+    pub(crate) tls: Arc<Tls>,
+    /// The REST service.
+    pub(crate) api: axum::Router,
+    handshakes: Semaphore,
+    waiting: Arc<Semaphore>,
+    refused_at: std::sync::Mutex<Option<hedgerow_model::Mono>>,
+}
+
+impl Door {
+    /// Makes the door.
+    pub(crate) fn new(control: Arc<Controller>, tls: Arc<Tls>) -> Self {
+        let limits = &control.config.limits;
+        Self {
+            handshakes: Semaphore::new(limits.handshakes_max),
+            waiting: Arc::new(Semaphore::new(limits.waiting_max)),
+            refused_at: std::sync::Mutex::default(),
+            api: api::router(control.clone()),
+            tls,
+            control,
+        }
+    }
+
+    /// Accepts until `stop` says otherwise.
+    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stop.changed() => return,
+            };
+            match accepted {
+                Ok((stream, source)) => self.clone().accepted(stream, source),
+                Err(error) => {
+                    // Out of descriptors: those in use will be given back.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    fn accepted(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
+        Counters::add(&self.control.hub.counters.accepted);
+        let Ok(place) = self.waiting.clone().try_acquire_owned() else {
+            // Closed at once: agents come back after a jittered time.
+            Counters::add(&self.control.hub.counters.shed);
+            return;
+        };
+        tokio::spawn(async move {
+            let handshaken = self.handshake(stream).await;
+            drop(place);
+            if let Some((speaks, stream)) = handshaken {
+                self.serve(speaks, stream, source).await;
+            }
+        });
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Option<(Speaks, Box<TlsStream<TcpStream>>)> {
+        let turn = tokio::time::timeout(TURN_WITHIN, self.handshakes.acquire()).await;
+        let _turn = turn.ok()?.ok()?;
+        // Small messages must not wait for each other.
+        stream.set_nodelay(true).ok()?;
+        let tls = self.tls.clone();
+        let shake = async move {
+            let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            let (speaks, config) = tls.choose(&start.client_hello());
+            let stream = start.into_stream(config).await?;
+            Ok::<_, std::io::Error>((speaks, Box::new(stream)))
+        };
+        match tokio::time::timeout(HANDSHAKE_WITHIN, shake).await {
+            Ok(Ok(done)) => Some(done),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "handshake failed");
+                Counters::add(&self.control.hub.counters.handshakes_failed);
+                None
+            }
+            Err(_elapsed) => {
+                Counters::add(&self.control.hub.counters.handshakes_failed);
+                None
+            }
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        speaks: Speaks,
+        stream: Box<TlsStream<TcpStream>>,
+        source: SocketAddr,
+    ) {
+        match speaks {
+            Speaks::Enroll => enroll::serve(self.control.clone(), stream, source.ip()).await,
+            Speaks::Http => {
+                let peer = self.judge(&stream, Purpose::Operator);
+                let peer = api::Caller::new(peer);
+                api::serve(self.api.clone(), stream, peer).await;
+            }
+            Speaks::Sync => match self.judge(&stream, Purpose::Device) {
+                Some(Ok(peer)) => {
+                    let Some(device) = peer.device().map(|(id, _)| id) else {
+                        return;
+                    };
+                    let source = source.to_string();
+                    distribute::serve(self.control.clone(), *stream, peer, device, source).await;
+                }
+                Some(Err(refused)) => {
+                    self.refused(&refused, source);
+                    distribute::refuse(*stream, &refused.to_string()).await;
+                }
+                None => {}
+            },
+        }
+    }
+
+    /// Decides whether the client's certificate is to be believed.
+    fn judge(
+        &self,
+        stream: &TlsStream<TcpStream>,
+        purpose: Purpose<'_>,
+    ) -> Option<Result<PeerIdentity, RefusedCertificate>> {
+        let (_, connection) = stream.get_ref();
+        let leaf = connection.peer_certificates()?.first()?;
+        let snapshot = self.control.snapshot();
+        Some(check_leaf(
+            leaf,
+            &snapshot.trust,
+            &snapshot.standing,
+            purpose,
+            self.control.clock.now(),
+        ))
+    }
+
+    /// Strangers can come as often as they like: an event says so now and then.
+    fn refused(&self, refused: &RefusedCertificate, source: SocketAddr) {
+        Counters::add(&self.control.hub.counters.refused);
+        let now = self.control.clock.now();
+        let due = {
+            let mut last = self
+                .refused_at
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let due = last.is_none_or(|at| now.mono.since(at) >= REFUSED_EVERY);
+            if due {
+                *last = Some(now.mono);
+            }
+            due
+        };
+        if due {
+            self.control.event(
+                Event::new(now.wall, EventKind::MessageRefused)
+                    .detail("reason", refused)
+                    .detail("source", source),
+            );
+        }
+    }
+}

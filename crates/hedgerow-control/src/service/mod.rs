@@ -1,0 +1,8 @@
+//! What operators and devices can ask for, below both the API and the sessions.
+
+pub(crate) mod devices;
+pub(crate) mod enrollment;
+pub(crate) mod policy;
+pub(crate) mod renewal;
+pub(crate) mod sites;
+pub(crate) mod tokens;

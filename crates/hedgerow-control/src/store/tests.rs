@@ -1,0 +1,172 @@
+use std::path::PathBuf;
+
+use hedgerow_model::Wall;
+use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::id::{DeviceId, SiteName};
+
+use super::*;
+
+/// A store in its own directory, gone afterwards.
+struct Scratch {
+    dir: PathBuf,
+    store: Store,
+}
+
+impl Scratch {
+    async fn open() -> Self {
+        let dir = std::env::temp_dir().join(format!(
+            "hgt-control-{}",
+            hedgerow_model::base32::encode(&crate::entropy::bytes::<10>())
+        ));
+        crate::disk::create_dir(&dir).unwrap();
+        let store = Store::open(&dir.join("hedgerow.db")).await.unwrap();
+        Self { dir, store }
+    }
+
+    async fn change(&self) -> Change {
+        self.store
+            .change("tester", "test", "", Wall(1))
+            .await
+            .unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.dir));
+    }
+}
+
+fn site(name: &str) -> SiteName {
+    SiteName::new(name).unwrap()
+}
+
+#[tokio::test]
+async fn an_existing_file_opens_again_with_its_schema_and_its_counter() {
+    let s = Scratch::open().await;
+    s.change().await.commit().await.unwrap();
+    let path = s.dir.join("hedgerow.db");
+    s.store.close().await;
+    let again = Store::open(&path).await.unwrap();
+    assert_eq!(again.revision().await.unwrap().number, 1);
+    again.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn revisions_have_no_gap_whoever_writes_and_whoever_gives_up() {
+    let s = Scratch::open().await;
+    let mut tasks = Vec::new();
+    for i in 0..8u64 {
+        let store = s.store.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut mine = Vec::new();
+            for n in 0..10u64 {
+                let change = store.change("t", "test", "", Wall(n)).await.unwrap();
+                if (i + n).is_multiple_of(3) {
+                    drop(change);
+                } else {
+                    mine.push(change.commit().await.unwrap().number);
+                }
+            }
+            mine
+        }));
+    }
+    let mut all = Vec::new();
+    for task in tasks {
+        all.extend(task.await.unwrap());
+    }
+    all.sort_unstable();
+    let wanted: Vec<u64> = (1..=all.len() as u64).collect();
+    assert_eq!(all, wanted, "no number is missing, none is used twice");
+    assert_eq!(
+        s.store.revision().await.unwrap().number,
+        all.len() as u64
+    );
+}
+
+#[tokio::test]
+async fn a_change_that_was_not_committed_leaves_nothing() {
+    let s = Scratch::open().await;
+    let mut change = s.change().await;
+    sites::create(&mut change.tx, &site("s1"), "UTC", Wall(1))
+        .await
+        .unwrap();
+    drop(change);
+    assert!(s.store.sites().await.unwrap().is_empty());
+    assert_eq!(s.store.revision().await.unwrap().number, 0);
+}
+
+#[tokio::test]
+async fn a_copy_of_the_files_taken_at_any_moment_opens_and_is_consistent() {
+    let s = Scratch::open().await;
+    for i in 0..20u16 {
+        let mut change = s.change().await;
+        sites::create(&mut change.tx, &site(&format!("s{i}")), "UTC", Wall(1))
+            .await
+            .unwrap();
+        change.commit().await.unwrap();
+        // What a power cut leaves behind: the file and its log as they are.
+        let copy = s.dir.join(format!("copy-{i}"));
+        std::fs::create_dir(&copy).unwrap();
+        for name in ["hedgerow.db", "hedgerow.db-wal"] {
+            std::fs::copy(s.dir.join(name), copy.join(name)).unwrap();
+        }
+        let after = Store::open(&copy.join("hedgerow.db")).await.unwrap();
+        assert_eq!(
+            after.revision().await.unwrap().number,
+            after.sites().await.unwrap().len() as u64
+        );
+        assert_eq!(after.sites().await.unwrap().len(), usize::from(i) + 1);
+        after.close().await;
+    }
+}
+
+#[tokio::test]
+async fn addresses_come_back_only_after_the_last_ticket_has_ended() {
+    let s = Scratch::open().await;
+    let pool = addresses::V4Pool::new(&"100.80.0.0/22".parse().unwrap()).unwrap();
+    let mut tx = s.store.note().await.unwrap();
+    let mut given = std::collections::BTreeSet::new();
+    for i in 0..1022u64 {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&i.to_be_bytes());
+        let address =
+            addresses::allocate(&mut tx, &pool, &site("s1"), DeviceId(id), 100, 7)
+                .await
+                .unwrap();
+        assert!(given.insert(address), "{address} was given twice");
+    }
+    let other = DeviceId([9; 16]);
+    let full = addresses::allocate(&mut tx, &pool, &site("s1"), other, 100, 7).await;
+    assert!(matches!(full, Err(StoreError::Exhausted { .. })));
+    let first = DeviceId([0; 16]);
+    addresses::release(&mut tx, first, 200).await.unwrap();
+    let early = addresses::allocate(&mut tx, &pool, &site("s1"), other, 200, 7).await;
+    assert!(early.is_err(), "its last ticket is still in grace");
+    let late = addresses::allocate(&mut tx, &pool, &site("s1"), other, 201, 7)
+        .await
+        .unwrap();
+    assert_eq!(Some(&late), given.first());
+}
+
+#[tokio::test]
+async fn events_are_bounded_and_ordered() {
+    let s = Scratch::open().await;
+    let events: Vec<_> = (0..5)
+        .map(|i| (None, Event::new(Wall(i), EventKind::AgentStarted)))
+        .collect();
+    s.store.add_events(&events).await.unwrap();
+    let page = s.store.events_after(2, 2).await.unwrap();
+    assert_eq!(page.iter().map(|e| e.seq).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(s.store.events_newest(1).await.unwrap()[0].seq, 5);
+}
+
+#[tokio::test]
+async fn a_new_timeline_is_larger_and_begins_at_its_first_number() {
+    let s = Scratch::open().await;
+    s.change().await.commit().await.unwrap();
+    s.store.begin_timeline(1000).await.unwrap();
+    s.store.begin_timeline(5).await.unwrap();
+    let next = s.change().await.commit().await.unwrap();
+    assert_eq!((next.timeline, next.number), (1000, 1));
+}
