@@ -32,7 +32,7 @@ use std::time::Duration;
 use hedgerow_model::address::Overlay;
 use hedgerow_model::id::Digest;
 use hedgerow_model::ruleset::{PEERS_MAX, ProfileId, Ruleset};
-use hedgerow_model::{Mono, Now};
+use hedgerow_model::{Mono, Now, Wall};
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
@@ -187,13 +187,31 @@ impl Loaded {
     }
 }
 
-/// Whether this kernel has what the table needs.
+/// Whether this kernel has what the table needs: a specimen with every kind of object is tried and
+/// taken back, unless a table of ours shows that it has.
 ///
 /// # Errors
 ///
-/// When nftables or the right to use it is missing.
+/// When nftables, one of its expressions or the right to use it is missing; the error names it.
 pub fn probe() -> Result<Ownership, NftError> {
-    Table::connect(None)?.supported()
+    let mut table = Table::connect(None)?;
+    let ownership = table.supported()?;
+    if matches!(table.look(), Ok(Found::Absent)) {
+        let content = layout::layout(&layout::specimen(), Wall(0))?;
+        let all: Vec<_> = std::iter::once(wire::table(TABLE, 0, ""))
+            .chain(content)
+            .collect();
+        table.transact(&all, Ending::Abandon)?;
+    }
+    Ok(ownership)
+}
+
+/// What becomes of a transaction that the kernel accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Commit,
+    /// It is checked and taken back: without its end mark the kernel does not commit it.
+    Abandon,
 }
 
 impl Table {
@@ -208,7 +226,7 @@ impl Table {
         table.found = table.look()?;
         if table.found == Found::Plain && table.is_orphan()? {
             let adopt = wire::table(TABLE, TABLE_OWNER | TABLE_PERSIST, "");
-            table.transact(&[adopt])?;
+            table.transact(&[adopt], Ending::Commit)?;
             table.found = Found::Orphan;
         }
         Ok(table)
@@ -296,7 +314,7 @@ impl Table {
         requests.push(wire::table(TABLE, flags, &comment));
         let loaded = Loaded::new(ruleset, &content, now.mono);
         requests.extend(content);
-        match self.transact(&requests) {
+        match self.transact(&requests, Ending::Commit) {
             Err(NftError::Unclear) => {
                 let before = self.loaded.replace(loaded);
                 if !self.verify(now.mono)?.is_intact() {
@@ -407,7 +425,7 @@ impl Table {
         if requests.is_empty() {
             return Ok(());
         }
-        self.transact(&requests)?;
+        self.transact(&requests, Ending::Commit)?;
         if let Some(loaded) = &mut self.loaded {
             for (address, _) in &gone {
                 loaded.peers.remove(address);
@@ -424,7 +442,7 @@ impl Table {
     /// When another live process owns it.
     pub fn remove(&mut self) -> Result<(), NftError> {
         if self.look()? != Found::Absent {
-            self.transact(&[wire::delete_table(TABLE)])?;
+            self.transact(&[wire::delete_table(TABLE)], Ending::Commit)?;
         }
         self.loaded = None;
         self.counted.clear();
@@ -488,15 +506,14 @@ impl Table {
             .map_err(socket("read the tables"))
     }
 
-    /// Finds out whether the kernel knows owned tables, by making one that is gone again within the
-    /// same transaction.
+    /// Finds out whether the kernel knows owned tables, by making one and taking it back.
     fn supported(&mut self) -> Result<Ownership, NftError> {
         if let Some(known) = self.ownership {
             return Ok(known);
         }
         let name = format!("hedgerow-probe-{}", std::process::id());
         let try_with = |table: &mut Self, flags| {
-            table.transact(&[wire::table(&name, flags, ""), wire::delete_table(&name)])
+            table.transact(&[wire::table(&name, flags, "")], Ending::Abandon)
         };
         match try_with(self, TABLE_OWNER | TABLE_PERSIST) {
             Ok(()) => Ok(Ownership::Owned),
@@ -573,7 +590,7 @@ impl Table {
     }
 
     /// Sends `requests` as one transaction: all of them take effect, or none.
-    fn transact(&mut self, requests: &[Request]) -> Result<(), NftError> {
+    fn transact(&mut self, requests: &[Request], ending: Ending) -> Result<(), NftError> {
         let size = requests.iter().map(|r| r.body().len() + 16).sum::<usize>();
         let mut bytes = Vec::with_capacity(size + 64);
         let begin = self.socket.next_sequence();
@@ -586,8 +603,10 @@ impl Table {
             request.append_to(&mut bytes, sequence, flags);
             sent.insert(sequence, request);
         }
-        let end = self.socket.next_sequence();
-        wire::batch_mark(wire::BATCH_END).append_to(&mut bytes, end, 0);
+        if ending == Ending::Commit {
+            let end = self.socket.next_sequence();
+            wire::batch_mark(wire::BATCH_END).append_to(&mut bytes, end, 0);
+        }
         self.socket
             .send(&bytes)
             .map_err(socket("send a transaction"))?;

@@ -19,11 +19,15 @@
 //!   somebody else's is overwritten.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hedgerow_model::Wall;
-use hedgerow_model::address::{Overlay, Prefix};
+use hedgerow_model::address::{Overlay, OverlayAddresses, Prefix};
 use hedgerow_model::packet::Direction;
-use hedgerow_model::ruleset::{Entry, ProfileId, RuleRef, Ruleset, Verdict};
+use hedgerow_model::program::{Limit, Mode};
+use hedgerow_model::ruleset::{
+    Entry, Lifeline, Profile, ProfileId, RuleRef, Ruleset, UnderlayRule, UnderlayTarget, Verdict,
+};
 use hedgerow_model::service::{Ports, Protocol};
 
 use super::NftError;
@@ -102,6 +106,53 @@ pub(super) fn layout(ruleset: &Ruleset, now: Wall) -> Result<Vec<Request>, NftEr
     out.rule_chains();
     out.reason_chains();
     Ok(out.finish())
+}
+
+/// Returns a ruleset that needs every kind of object and expression there is.
+pub(super) fn specimen() -> Ruleset {
+    let window = |ports, verdict| Entry {
+        ports,
+        verdict,
+        until: Some(Wall(1_000)),
+    };
+    let range = Ports {
+        protocol: Protocol::Tcp,
+        first: 1,
+        last: 2,
+    };
+    let profile = Profile {
+        inbound: vec![window(Ports::ICMP_ECHO, Verdict::Limited(0))],
+        outbound: vec![window(range, Verdict::WouldDeny(RuleRef(0)))],
+        inbound_default: Verdict::Deny(RuleRef(0)),
+        outbound_default: Verdict::Accept,
+    };
+    let own = OverlayAddresses {
+        v6: Ipv6Addr::LOCALHOST,
+        v4: Some(Ipv4Addr::LOCALHOST),
+    };
+    Ruleset {
+        generation: 0,
+        tunnel: "specimen".to_owned(),
+        own,
+        pools: Vec::new(),
+        peers: own.iter().map(|a| (a, ProfileId(0))).collect(),
+        profiles: BTreeMap::from([(ProfileId(0), profile)]),
+        limits: vec![Limit {
+            bytes_per_second: 1,
+            burst_bytes: BURST_BYTES_MIN,
+        }],
+        rule_names: vec!["specimen".to_owned()],
+        underlay_mode: Mode::Enforce,
+        underlay: vec![UnderlayRule {
+            direction: Direction::Out,
+            target: UnderlayTarget::Internet,
+            ports: vec![range],
+            verdict: Verdict::Accept,
+            until: Some(Wall(1_000)),
+        }],
+        lifeline: Lifeline::default(),
+        sample_seconds: 1,
+    }
 }
 
 fn check(ruleset: &Ruleset) -> Result<(), NftError> {
@@ -603,7 +654,7 @@ fn branch_name(name: &str, part: Part) -> String {
     }
 }
 
-fn entries_of(profile: &hedgerow_model::ruleset::Profile, way: Direction) -> &[Entry] {
+fn entries_of(profile: &Profile, way: Direction) -> &[Entry] {
     match way {
         Direction::In => &profile.inbound,
         Direction::Out => &profile.outbound,
