@@ -111,9 +111,12 @@ impl Verification {
 }
 
 fn socket(action: &'static str) -> impl Fn(Errno) -> NftError {
-    move |e| NftError::Socket {
-        action,
-        source: e.into(),
+    move |e| match e {
+        Errno::PERM | Errno::ACCESS => NftError::NotPermitted,
+        e => NftError::Socket {
+            action,
+            source: e.into(),
+        },
     }
 }
 

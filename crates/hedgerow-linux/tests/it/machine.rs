@@ -136,6 +136,27 @@ fn this_machine_has_what_enforcement_needs() {
     assert!(serious.is_empty(), "{serious:?}");
 }
 
+#[test]
+fn without_the_right_to_enforce_the_error_says_what_is_needed() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    let inside = Namespace::new("bare");
+    inside.run(|| {
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        // Of this thread alone, which ends here.
+        set_capabilities(None, none).unwrap();
+        let needed = "run as root, or grant CAP_NET_ADMIN";
+        let error = nft::Table::open(None).unwrap_err();
+        assert!(error.to_string().ends_with(needed), "{error}");
+        assert!(nft::probe().unwrap_err().to_string().ends_with(needed));
+        let error = Link::find("lo").unwrap().set_mtu(1400).unwrap_err();
+        assert!(error.to_string().ends_with(needed), "{error}");
+    });
+}
+
 const CHILD: &str = "HEDGEROW_TEST_HOSTS_CHILD";
 
 #[test]
