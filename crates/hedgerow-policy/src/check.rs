@@ -3,7 +3,7 @@
 use hedgerow_model::program::{Effect, PREDICATE_OPS_MAX, PROGRAM_RULES_MAX, Services};
 
 use crate::compile::operations;
-use crate::diagnostic::Findings;
+use crate::diagnostic::{Findings, Mark};
 use crate::policy::{Endpoint, Policy, Rule, Selector};
 use crate::satisfy::{Region, joined, meet, regions};
 
@@ -15,7 +15,9 @@ pub(crate) fn check(policy: &Policy, findings: &mut Findings) {
     if cycles(policy, findings) {
         return; // Every selector below may run in circles.
     }
-    sizes(policy, findings);
+    if sizes(policy, findings) {
+        return; // Unfolded, a selector may be of any size.
+    }
     segments(policy, findings);
     let flows: Vec<Option<Flows>> = policy
         .rules
@@ -134,7 +136,39 @@ fn cycles(policy: &Policy, findings: &mut Findings) -> bool {
             );
         }
     }
-    found
+    found || nested(policy, findings)
+}
+
+/// How deep segments may be defined by segments.
+const NESTING_MAX: usize = 8;
+
+/// Whether a chain of segments is too long to be unfolded.
+fn nested(policy: &Policy, findings: &mut Findings) -> bool {
+    let named: Vec<Vec<usize>> = policy
+        .segments
+        .iter()
+        .map(|s| mentioned(&s.select))
+        .collect();
+    let mut levels = vec![0usize; named.len()];
+    for _ in 0..=NESTING_MAX {
+        let level = |below: &Vec<usize>| {
+            let below = below.iter().filter_map(|i| levels.get(*i));
+            below.max().map_or(0, |l| l + 1)
+        };
+        levels = named.iter().map(level).collect();
+    }
+    let deep = levels.iter().position(|l| *l > NESTING_MAX);
+    if let Some(segment) = deep.and_then(|i| policy.segments.get(i)) {
+        let field = format!("segments.{}.select", segment.id);
+        let message = format!("segments nested deeper than {NESTING_MAX}");
+        findings.error(
+            segment.at,
+            &field,
+            message,
+            "define it by labels, name, site or id",
+        );
+    }
+    deep.is_some()
 }
 
 /// Returns the segments that a selector names.
@@ -155,11 +189,13 @@ fn mentioned(selector: &Selector) -> Vec<usize> {
     }
 }
 
-fn sizes(policy: &Policy, findings: &mut Findings) {
+/// Whether something is too large to be judged further.
+fn sizes(policy: &Policy, findings: &mut Findings) -> bool {
+    let before = findings.list.len();
     let allows: usize = policy.states.values().map(Vec::len).sum();
     let needed = policy.rules.len() * 2 + allows * 2 + STATE_RULES;
     if needed > PROGRAM_RULES_MAX {
-        let at = policy.rules.last().map_or_else(Default::default, |r| r.at);
+        let at = policy.rules.last().map_or_else(Mark::default, |r| r.at);
         let message =
             format!("one device may need {needed} program rules, at most {PROGRAM_RULES_MAX}");
         findings.error(
@@ -169,26 +205,43 @@ fn sizes(policy: &Policy, findings: &mut Findings) {
             "join rules by `in (…)` and lists of services",
         );
     }
+    // Two operations for each shared attribute, and one to spare.
+    let mut check = |selector: &Selector, shared: usize, at: Mark, field: String| {
+        let max = PREDICATE_OPS_MAX - (shared * 2 + 1).min(PREDICATE_OPS_MAX);
+        if operations(selector, policy, max) > max {
+            let message = format!("the selector needs more than {PREDICATE_OPS_MAX} operations");
+            findings.error(at, &field, message, "use a label instead of long lists");
+        }
+    };
+    for segment in &policy.segments {
+        let field = format!("segments.{}.select", segment.id);
+        check(&segment.select, 0, segment.at, field);
+    }
     for rule in &policy.rules {
         for (key, end) in [("from", &rule.from), ("to", &rule.to)] {
-            let Endpoint::Devices(selector) = end else {
-                continue;
-            };
-            // Two operations for each shared attribute, and one to spare.
-            let spare = rule.same.len() * 2 + 1;
-            if operations(selector, policy, PREDICATE_OPS_MAX) + spare > PREDICATE_OPS_MAX {
-                let field = format!("{}.{key}", rule.field);
-                let message =
-                    format!("the selector needs more than {PREDICATE_OPS_MAX} operations");
-                findings.error(
+            if let Endpoint::Devices(selector) = end {
+                check(
+                    selector,
+                    rule.same.len(),
                     rule.at,
-                    &field,
-                    message,
-                    "use a label instead of long lists",
+                    format!("{}.{key}", rule.field),
                 );
             }
         }
     }
+    for (state, allows) in &policy.states {
+        for allow in allows {
+            if let Endpoint::Devices(selector) = &allow.other {
+                check(selector, 0, allow.at, format!("states.{state}.allow"));
+            }
+        }
+    }
+    for test in &policy.tests {
+        for selector in test.selectors() {
+            check(selector, 0, test.at, "tests".to_owned());
+        }
+    }
+    findings.list.len() > before
 }
 
 fn segments(policy: &Policy, findings: &mut Findings) {
@@ -219,7 +272,7 @@ fn segments(policy: &Policy, findings: &mut Findings) {
     }
 }
 
-fn intricate(at: crate::diagnostic::Mark, field: &str, findings: &mut Findings) {
+fn intricate(at: Mark, field: &str, findings: &mut Findings) {
     let message = "a selector too intricate to check".to_owned();
     findings.error(
         at,

@@ -130,6 +130,7 @@ pub(crate) struct StateAllow {
     pub(crate) outbound: bool,
     pub(crate) other: Endpoint,
     pub(crate) services: Services,
+    pub(crate) at: Mark,
 }
 
 /// One end of a rule.
@@ -167,6 +168,24 @@ pub(crate) struct Test {
     pub(crate) title: String,
     pub(crate) at: Mark,
     pub(crate) kind: TestKind,
+}
+
+impl Test {
+    /// Returns every selector that it names.
+    pub(crate) fn selectors(&self) -> Vec<&Selector> {
+        match &self.kind {
+            TestKind::Invariant { from, to, .. } => vec![from, to],
+            TestKind::Flow(flow) => {
+                let ends = [&flow.from, &flow.to]
+                    .into_iter()
+                    .filter_map(|end| match end {
+                        Endpoint::Devices(selector) => Some(selector),
+                        Endpoint::Prefixes(_) | Endpoint::Internet | Endpoint::Controller => None,
+                    });
+                ends.chain(flow.states.iter().map(|(s, _)| s)).collect()
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use hedgerow_model::program::{DeviceState, Mode, Schedule};
 use hedgerow_model::service::{Ports, Protocol};
 use jiff::tz::TimeZone;
 
-use super::fields::{Fields, id, join, list, map, place, text, texts, word};
+use super::fields::{Fields, bounded, id, join, list, map, place, text, texts, word};
 use super::selector::{Names, devices, listed};
 use super::yaml::{Content, Node};
 use crate::diagnostic::{Findings, Mark};
@@ -22,7 +22,8 @@ pub(crate) const MODES: [(&str, Mode); 3] = [
 
 pub(crate) fn labels(node: &Node, findings: &mut Findings) -> Vocabulary {
     let mut vocabulary = Vocabulary::new();
-    for (key, node) in map(node, "labels", findings).unwrap_or_default() {
+    let entries = map(node, "labels", findings).unwrap_or_default();
+    for (key, node) in bounded(entries, LABELS_MAX, node.at, "labels", findings) {
         let path = join("labels", &key.text);
         let Some(mut fields) = Fields::of(node, path.clone(), findings) else {
             continue;
@@ -97,7 +98,8 @@ fn site_label(
 
 fn label_values(node: &Node, path: &str, findings: &mut Findings) -> Vec<LabelValue> {
     let mut values: Vec<LabelValue> = Vec::new();
-    for item in list(node, path, findings).unwrap_or_default() {
+    let items = list(node, path, findings).unwrap_or_default();
+    for item in bounded(items, VALUES_MAX, node.at, path, findings) {
         let Some(text) = text(item, path, findings) else {
             continue;
         };
@@ -151,6 +153,7 @@ fn port_list(node: &Node, path: &str, findings: &mut Findings) -> Vec<Ports> {
         findings.error(node.at, path, message, "write [ tcp/8883 ]");
     }
     let mut ports_found = Vec::new();
+    let found = bounded(&found, SERVICE_RANGES_MAX, node.at, path, findings);
     for (text, node) in found {
         match ports(text) {
             Ok(ports) => ports_found.push(ports),
@@ -203,7 +206,8 @@ const DAYS: [(&str, u8); 7] = [
 
 pub(crate) fn schedules(node: &Node, findings: &mut Findings) -> Vec<Schedule> {
     let mut schedules = Vec::new();
-    for (key, node) in map(node, "schedules", findings).unwrap_or_default() {
+    let entries = map(node, "schedules", findings).unwrap_or_default();
+    for (key, node) in bounded(entries, SCHEDULES_MAX, node.at, "schedules", findings) {
         let path = join("schedules", &key.text);
         let id = id(&key.text, key.at, &path, findings);
         let Some(mut fields) = Fields::of(node, path.clone(), findings) else {
@@ -293,6 +297,12 @@ fn zone_of(node: &Node, path: &str, findings: &mut Findings) -> Option<Option<St
     None
 }
 
+/// Most segments, schedules, values of a label, and labels.
+const SEGMENTS_MAX: usize = 256;
+const SCHEDULES_MAX: usize = 256;
+const VALUES_MAX: usize = 1000;
+const LABELS_MAX: usize = 64;
+
 /// Reads the segments' ids first, because they may refer to each other.
 pub(crate) fn segments(
     node: &Node,
@@ -300,6 +310,7 @@ pub(crate) fn segments(
     findings: &mut Findings,
 ) -> (Vec<RuleId>, Vec<Segment>) {
     let entries = map(node, "segments", findings).unwrap_or_default();
+    let entries = bounded(entries, SEGMENTS_MAX, node.at, "segments", findings);
     let named: Vec<(RuleId, Mark, &Node)> = entries
         .iter()
         .filter_map(|(key, node)| {
@@ -421,13 +432,14 @@ pub(crate) fn services_of(
 ) -> Option<hedgerow_model::program::Services> {
     use hedgerow_model::program::Services;
     let named = texts(node, path, findings);
+    let named = bounded(&named, SERVICE_RANGES_MAX, node.at, path, findings);
     if named.is_empty() && matches!(node.content, Content::List(_)) {
         let message = "no service".to_owned();
         findings.error(node.at, path, message, "name one, or write any");
         return None;
     }
     let mut all = Vec::new();
-    for (text, node) in &named {
+    for (text, node) in named {
         if *text == "any" && named.len() == 1 {
             return Some(Services::Any);
         }

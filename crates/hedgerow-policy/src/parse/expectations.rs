@@ -7,13 +7,15 @@ use jiff::Timestamp;
 use jiff::fmt::temporal::Pieces;
 
 use super::basics::services_of;
-use super::fields::{Fields, join, list, map, place, text, texts, word};
+use super::fields::{Fields, bounded, join, list, map, place, text, texts, word};
 use super::rules::same_of;
 use super::selector::{Names, Place, devices, endpoint, listed};
 use super::yaml::{Content, Node};
 use crate::diagnostic::Findings;
 use crate::policy::{By, Endpoint, Expect, FlowTest, Policy, Selector, Test, TestKind};
 
+/// Most tests, and most invariants standing alone.
+const TESTS_MAX: usize = 1000;
 const EXPECTATIONS: [(&str, Expect); 3] = [
     ("allow", Expect::Allow),
     ("deny", Expect::Deny),
@@ -33,11 +35,9 @@ pub(crate) fn tests(
     findings: &mut Findings,
 ) -> Vec<Test> {
     let mut tests = Vec::new();
-    for (i, node) in list(node, section, findings)
-        .unwrap_or_default()
-        .iter()
-        .enumerate()
-    {
+    let items = list(node, section, findings).unwrap_or_default();
+    let items = bounded(items, TESTS_MAX, node.at, section, findings);
+    for (i, node) in items.iter().enumerate() {
         let reader = TestReader {
             policy,
             names: Names {

@@ -116,6 +116,21 @@ pub(crate) fn list<'n>(node: &'n Node, path: &str, findings: &mut Findings) -> O
     }
 }
 
+/// Returns as many of `items` as there may be, with a finding when there are more.
+pub(crate) fn bounded<'n, T>(
+    items: &'n [T],
+    max: usize,
+    at: Mark,
+    path: &str,
+    findings: &mut Findings,
+) -> &'n [T] {
+    if items.len() > max {
+        let message = format!("{} items, at most {max}", items.len());
+        findings.error(at, path, message, "join some, or split the policy");
+    }
+    items.get(..max).unwrap_or(items)
+}
+
 /// Takes `node` as a text.
 pub(crate) fn text<'n>(node: &'n Node, path: &str, findings: &mut Findings) -> Option<&'n str> {
     match &node.content {

@@ -4,7 +4,7 @@ use hedgerow_model::id::{LabelKey, RuleId};
 use hedgerow_model::program::{Attribute, DeviceState, Effect, Limit, Mode, Services, tier};
 
 use super::basics::{MODES, services_of};
-use super::fields::{Fields, id, join, list, map, place, text, texts, word};
+use super::fields::{Fields, bounded, id, join, list, map, place, text, texts, word};
 use super::selector::{Names, endpoint, listed};
 use super::yaml::{Content, Node};
 use crate::diagnostic::{Findings, Mark};
@@ -19,6 +19,8 @@ const LATER: [(&str, &str); 4] = [
 ];
 /// Most guardrails and rules in one policy: each becomes up to two rules of a program.
 pub(crate) const RULES_MAX: usize = 2000;
+/// Most things that one state allows.
+const STATE_ALLOWS_MAX: usize = 32;
 /// Least and greatest rate, in bytes per second.
 const RATE_BYTES: std::ops::RangeInclusive<u64> = 1000..=12_500_000_000;
 /// Least depth of a bucket: segmentation offload hands over that much at once.
@@ -37,11 +39,9 @@ pub(crate) fn rules(
     let mut written: Vec<String> = Vec::new();
     for (section, node, guard) in [("guardrails", guardrails, true), ("rules", rules, false)] {
         let Some(node) = node else { continue };
-        for (i, node) in list(node, section, findings)
-            .unwrap_or_default()
-            .iter()
-            .enumerate()
-        {
+        let items = list(node, section, findings).unwrap_or_default();
+        let items = bounded(items, RULES_MAX, node.at, section, findings);
+        for (i, node) in items.iter().enumerate() {
             let reader = RuleReader {
                 policy,
                 segments,
@@ -428,6 +428,7 @@ pub(crate) fn states(
         outbound,
         other: Endpoint::Controller,
         services: Services::Any,
+        at: Mark::default(),
     };
     for state in [
         DeviceState::Onboarding,
@@ -463,6 +464,7 @@ pub(crate) fn states(
         let items = allow
             .and_then(|n| list(n, &path, findings))
             .unwrap_or_default();
+        let items = bounded(items, STATE_ALLOWS_MAX, key.at, &path, findings);
         let mut allowed = Vec::new();
         for (i, node) in items.iter().enumerate() {
             let reader = RuleReader {
@@ -518,5 +520,6 @@ fn state_allow(
         outbound,
         other,
         services,
+        at,
     })
 }

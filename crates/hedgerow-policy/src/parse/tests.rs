@@ -270,3 +270,46 @@ fn ports_are_read_strictly() {
         assert!(ports(bad).is_err(), "{bad}");
     }
 }
+
+/// Small files that would unfold into large ones are refused before they do.
+#[test]
+fn bombs_are_refused() {
+    let first = |text: &str| {
+        let (policy, findings) = parse(text, "p.yaml");
+        assert!(policy.is_none());
+        findings.first().unwrap().message.clone()
+    };
+    let chain: String = (0..200)
+        .map(|i| {
+            let below = format!("segment=s{}", i + 1);
+            let select = vec![below; 50].join(" or ");
+            format!("  s{i}: {{ select: \"{select}\", mode: enforce }}\n")
+        })
+        .collect();
+    let chain = file(&format!(
+        "segments:\n{chain}  s200: {{ select: any, mode: enforce }}\n"
+    ));
+    assert_eq!(first(&chain), "segments nested deeper than 8");
+    let fan: String = (0..7)
+        .map(|i| {
+            let select = vec![format!("segment=s{}", i + 1); 30].join(" and ");
+            format!("  s{i}: {{ select: \"{select}\", mode: enforce }}\n")
+        })
+        .collect();
+    let fan = file(&format!(
+        "segments:\n{fan}  s7: {{ select: any, mode: enforce }}\n"
+    ));
+    assert_eq!(first(&fan), "the selector needs more than 512 operations");
+    let keys: String = (0..20_000).map(|i| format!("k{i}: 1\n")).collect();
+    assert_eq!(first(&keys), "`apiVersion` is missing");
+    let rules = "  - {}\n".repeat(5_000);
+    assert_eq!(
+        first(&file(&format!("rules:\n{rules}"))),
+        "5000 items, at most 2000"
+    );
+    let deep = file(&format!(
+        "rules: [{{ id: r, from: \"{}role=a\" }}]\n",
+        "(".repeat(2000)
+    ));
+    assert_eq!(first(&deep), "`from` or `to` is missing");
+}

@@ -1,6 +1,7 @@
 //! The strict subset of YAML: a tree with the place of every node, or every reason why not.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
@@ -40,7 +41,7 @@ pub(crate) struct Key {
 /// A map or list that is still open.
 enum Open {
     List(Mark, Vec<Node>),
-    Map(Mark, Vec<(Key, Node)>, Option<Key>),
+    Map(Mark, Vec<(Key, Node)>, Option<Key>, BTreeMap<String, Mark>),
 }
 
 /// Reads the one document in `source`; none when it is not YAML or there is nothing.
@@ -83,7 +84,7 @@ pub(crate) fn read(source: &str, findings: &mut Findings) -> Option<Node> {
                 open.push(if list {
                     Open::List(at, Vec::new())
                 } else {
-                    Open::Map(at, Vec::new(), None)
+                    Open::Map(at, Vec::new(), None, BTreeMap::new())
                 });
                 if !depth_is_fine(&open, at, findings) {
                     return None;
@@ -118,7 +119,7 @@ fn closed(open: Open) -> Node {
             at,
             content: Content::List(items),
         },
-        Open::Map(at, entries, _) => Node {
+        Open::Map(at, entries, ..) => Node {
             at,
             content: Content::Map(entries),
         },
@@ -151,7 +152,7 @@ fn properties(anchor: usize, tag: Option<&Cow<'_, Tag>>, at: Mark, findings: &mu
 
 /// Whether the next node is the key of the innermost map.
 fn wants_key(open: &[Open]) -> bool {
-    matches!(open.last(), Some(Open::Map(_, _, None)))
+    matches!(open.last(), Some(Open::Map(_, _, None, _)))
 }
 
 fn scalar(
@@ -188,17 +189,17 @@ fn place(node: Node, open: &mut [Open], root: &mut Option<Node>, findings: &mut 
     match open.last_mut() {
         None => *root = Some(node),
         Some(Open::List(_, items)) => items.push(node),
-        Some(Open::Map(_, entries, key)) => match key.take() {
+        Some(Open::Map(_, entries, key, seen)) => match key.take() {
             Some(key) => {
-                let first = entries.iter().find(|(k, _)| k.text == key.text);
-                if let Some((first, _)) = first.filter(|_| !key.text.is_empty()) {
-                    let Mark { line, column } = first.at;
+                let first = seen.get(&key.text).filter(|_| !key.text.is_empty());
+                if let Some(Mark { line, column }) = first {
                     let message = format!(
                         "the key `{}` stands twice, first at {line}:{column}",
                         key.text
                     );
                     findings.error(key.at, "", message, "keep one of the two");
                 } else {
+                    seen.insert(key.text.clone(), key.at);
                     entries.push((key, node));
                 }
             }
