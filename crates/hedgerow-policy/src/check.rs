@@ -1,5 +1,7 @@
 //! Checks of meaning, on a policy whose every name is known.
 
+use std::collections::BTreeSet;
+
 use hedgerow_model::program::{Effect, PREDICATE_OPS_MAX, PROGRAM_RULES_MAX, Services};
 
 use crate::compile::operations;
@@ -111,47 +113,37 @@ fn overlap(a: &Endpoint, b: &Endpoint) -> bool {
 }
 
 fn cycles(policy: &Policy, findings: &mut Findings) -> bool {
+    let named: Vec<BTreeSet<usize>> = policy
+        .segments
+        .iter()
+        .map(|s| mentioned(&s.select).into_iter().collect())
+        .collect();
     let mut found = false;
     for (start, segment) in policy.segments.iter().enumerate() {
-        let mut reached: Vec<usize> = mentioned(&segment.select);
-        let mut next = 0;
-        while let Some(index) = reached.get(next).copied() {
-            next += 1;
-            let further = policy.segments.get(index).map(|s| mentioned(&s.select));
-            for index in further.unwrap_or_default() {
-                if !reached.contains(&index) {
-                    reached.push(index);
-                }
-            }
+        let mut reached: BTreeSet<usize> = BTreeSet::new();
+        let mut next: Vec<usize> = vec![start];
+        while let Some(further) = next.pop().and_then(|i| named.get(i)) {
+            next.extend(further.iter().filter(|i| reached.insert(**i)));
         }
         if reached.contains(&start) {
             found = true;
             let field = format!("segments.{}.select", segment.id);
             let message = format!("the segment `{}` is defined by itself", segment.id);
-            findings.error(
-                segment.at,
-                &field,
-                message,
-                "define it by labels, name, site or id",
-            );
+            let remedy = "define it by labels, name, site or id";
+            findings.error(segment.at, &field, message, remedy);
         }
     }
-    found || nested(policy, findings)
+    found || nested(policy, &named, findings)
 }
 
 /// How deep segments may be defined by segments.
 const NESTING_MAX: usize = 8;
 
 /// Whether a chain of segments is too long to be unfolded.
-fn nested(policy: &Policy, findings: &mut Findings) -> bool {
-    let named: Vec<Vec<usize>> = policy
-        .segments
-        .iter()
-        .map(|s| mentioned(&s.select))
-        .collect();
+fn nested(policy: &Policy, named: &[BTreeSet<usize>], findings: &mut Findings) -> bool {
     let mut levels = vec![0usize; named.len()];
     for _ in 0..=NESTING_MAX {
-        let level = |below: &Vec<usize>| {
+        let level = |below: &BTreeSet<usize>| {
             let below = below.iter().filter_map(|i| levels.get(*i));
             below.max().map_or(0, |l| l + 1)
         };
