@@ -68,7 +68,8 @@ fn none_found(candidates: &[PathBuf]) -> CliError {
         "not_configured",
         format!("no configuration in {}", tried.join(" or ")),
         "copy the folder `operator` that `hedgerow-control init` made on the controller to \
-         ~/.config/hedgerow, or run this on the controller as root, or name the file with --config",
+         ~/.config/hedgerow and set the paths in its cli.toml, or run this on the controller as \
+         root, or name the file with --config",
     )
 }
 

@@ -48,7 +48,8 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(2));
         }
     };
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    // Line by line, so that notes on standard error stand where they belong.
+    let mut out = io::stdout().lock();
     let mut err = io::stderr();
     let style = Style::new(colour(args.color, io::stdout().is_terminal()));
     let (json, mut system) = (args.json, System::new());

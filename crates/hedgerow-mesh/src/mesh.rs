@@ -348,9 +348,17 @@ impl Mesh {
     /// Judges everyone again after revocations, epochs, states, beacon, grace or the manifest
     /// changed. Removals come out first.
     pub fn handle_standing_changed(&mut self, view: View<'_>) {
+        self.unreachable.clear();
         self.recheck_peers(view);
         self.recheck_asking(view);
         self.answering.retain(|_, answering| answering.holds(view));
+    }
+
+    /// Takes note that the policy grants something else than before: who was not admitted may be
+    /// now. Peers that lost everything come one by one through [`Self::handle_admitted`].
+    pub fn handle_policy_changed(&mut self) {
+        self.unreachable
+            .retain(|_, (_, reason)| *reason != Unreachable::NotAdmitted);
     }
 
     /// Takes the passing of time.

@@ -165,10 +165,11 @@ fn fleet(status: &Value, findings: &mut Vec<Finding>) {
         "they go on enforcing; check power, link and `hedgerow-agent check` there",
     );
     if flagged.is_empty() && behind.is_done() && behind.away.is_empty() {
-        let message = format!(
-            "all {} devices have verified the revision in force",
-            behind.verified
-        );
+        let message = match behind.verified {
+            0 => "no devices are enrolled".to_owned(),
+            1 => "the one device has verified the revision in force".to_owned(),
+            n => format!("all {n} devices have verified the revision in force"),
+        };
         findings.push(ok("kernels", &message));
     }
 }

@@ -169,14 +169,37 @@ fn a_new_key_stands_beside_the_old_one_for_the_overlap() {
     assert_eq!(tunnel.old_key, Some(first));
     assert_eq!(tunnel.endpoint, Some(world.nodes[0].at), "not moved");
     for node in &world.nodes {
-        let moves = |o: &&Output| matches!(o, Output::SetPeer { endpoint: Some(_), .. });
-        assert!(node.log.iter().filter(moves).count() <= 1, "only when the peer is new");
+        let moves = |o: &&Output| {
+            matches!(
+                o,
+                Output::SetPeer {
+                    endpoint: Some(_),
+                    ..
+                }
+            )
+        };
+        assert!(
+            node.log.iter().filter(moves).count() <= 1,
+            "only when the peer is new"
+        );
     }
     world.nodes[1].device.rotate(secs + 60, &mut world.rng);
     world.renew(1);
     world.run(Duration::from_secs(30));
-    let moves = |o: &&Output| matches!(o, Output::SetPeer { endpoint: Some(_), .. });
-    assert_eq!(world.nodes[0].log.iter().filter(moves).count(), 1, "nor by the answer");
+    let moves = |o: &&Output| {
+        matches!(
+            o,
+            Output::SetPeer {
+                endpoint: Some(_),
+                ..
+            }
+        )
+    };
+    assert_eq!(
+        world.nodes[0].log.iter().filter(moves).count(),
+        1,
+        "nor by the answer"
+    );
     world.run(KEY_OVERLAP);
     assert_eq!(world.nodes[1].tunnel[&world.id(0)].old_key, None);
     assert!(world.linked(0, 1));
@@ -334,6 +357,21 @@ fn who_is_not_admitted_gets_silence_and_its_packets_are_rejected() {
         address: world.address(1),
         reason
     }));
+}
+
+#[test]
+fn a_policy_change_opens_what_was_not_admitted_a_moment_ago() {
+    let mut world = World::new(27, 2);
+    let device = world.id(1);
+    world.nodes[0].denied.insert(device);
+    world.want(0, 1);
+    world.nodes[0].denied.clear();
+    world.want(0, 1);
+    assert!(world.sent.is_empty(), "for a while the answer stands");
+    world.with(0, |mesh, _| mesh.handle_policy_changed());
+    world.want(0, 1);
+    world.run(SECOND);
+    assert!(world.linked(0, 1));
 }
 
 #[test]
