@@ -285,8 +285,6 @@ impl State {
         if let Uplink::Up(_) = self.uplink {
             self.event(Event::new(now.wall, EventKind::UplinkLost).detail("reason", reason));
             self.uplink = Uplink::Down(now.mono);
-        } else if self.uplink == Uplink::Unknown {
-            self.uplink = Uplink::Down(now.mono);
         }
         // Nobody is left to answer: what was asked is unresolved.
         for (_, query) in std::mem::take(&mut self.peers.asked) {
@@ -304,8 +302,10 @@ impl State {
     }
 
     /// Notes that this identity is in use twice.
-    pub(crate) fn handle_held(&mut self, reason: String, now: Now) {
-        self.event(Event::new(now.wall, EventKind::SessionHeld).detail("reason", &reason));
+    ///
+    /// The controller records the event: it knows both sessions.
+    pub(crate) fn handle_held(&mut self, reason: String) {
+        tracing::warn!(reason, "held by the controller");
         self.held = Some(reason);
     }
 

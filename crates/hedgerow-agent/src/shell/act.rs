@@ -402,7 +402,7 @@ impl Daemon {
             agent::Output::Resolved { id, peer } => self.state.handle_resolved(id, peer, now),
             agent::Output::EventsStored(upto) => self.state.spool().handle_stored(upto),
             agent::Output::Command(command) => self.command(&command, now),
-            agent::Output::Held(reason) => self.state.handle_held(reason, now),
+            agent::Output::Held(reason) => self.state.handle_held(reason),
             agent::Output::Busy(wait) => {
                 self.connect_at = self.backoff.handle_busy(wait, now.mono);
                 self.disconnect("the controller is busy");

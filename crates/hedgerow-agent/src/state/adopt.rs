@@ -10,7 +10,7 @@ use hedgerow_model::id::{DeviceId, Revision};
 use hedgerow_model::program::Program;
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::statement::{Names, P256Public, SiteConfig, States, Ticket};
-use hedgerow_policy::{Facts, class_matches};
+use hedgerow_policy::{Facts, class_matches, fits};
 use hedgerow_sync::message::{Stage, Update};
 
 use super::{State, Step};
@@ -80,6 +80,10 @@ impl State {
                 return;
             }
         };
+        if !update.partial {
+            // A held device gets nothing but what may not wait.
+            self.held = None;
+        }
         let changes = !update.set.is_empty() || !update.remove.is_empty();
         let controllers = self.controllers();
         let names_matter = candidate.names.is_some() || candidate.config.is_some();
@@ -243,6 +247,7 @@ impl State {
             ResourceKind::Program => {
                 let body = trust.verify_program(bytes).map_err(statement)?;
                 let program = body.program().map_err(|e| (e.to_string(), "malformed"))?;
+                fits(&program).map_err(|e| (e.to_string(), "malformed"))?;
                 let same_class = world.program.as_ref().map(|p| &p.class) == Some(&program.class);
                 if same_class {
                     not_older("program", world.program_revision, body.revision)?;

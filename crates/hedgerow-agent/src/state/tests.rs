@@ -1,1 +1,337 @@
+//! The machine alone, and two of them against each other.
 
+mod fixture;
+mod pair;
+
+use hedgerow_model::event::EventKind;
+use hedgerow_model::program::{DeviceState, Mode};
+use hedgerow_model::resource::ResourceKind;
+use hedgerow_model::statement::Revoked;
+
+use self::fixture::{Domain, Machine, POLICY, UNDERLAY, WIDER, at, rev};
+use super::*;
+
+#[test]
+fn before_the_first_program_the_overlay_is_closed() {
+    let domain = Domain::new();
+    let mut machine = Machine::new(&domain, "sensor-1", "role=sensor");
+    machine.state.handle_start(at(0));
+    let first = machine.state.poll().unwrap();
+    let Step::Load(table) = first else {
+        panic!("the table comes before everything else: {first:?}");
+    };
+    assert!(table.peers.is_empty() && table.profiles.is_empty());
+    assert_eq!(table.underlay_mode, Mode::Observe);
+}
+
+#[test]
+fn an_update_is_stored_loaded_read_back_and_only_then_acknowledged() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let update = domain.update(
+        2,
+        None,
+        [domain.config(2), domain.program(2, POLICY, &machine)],
+    );
+    machine.state.handle_update(update, at(1));
+    let names = machine.run(at(1));
+    let wanted = ["store", "hosts", "load", "verify", "acknowledge verified"];
+    assert!(is_in_order(&names, &wanted), "{names:?}");
+    assert_eq!(machine.state.verified().unwrap().revision, rev(2));
+    assert!(machine.events().contains(&EventKind::PolicyApplied));
+}
+
+#[test]
+fn an_update_that_changes_nothing_here_is_verified_without_a_load() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.adopt(&domain, 2, [domain.program(2, POLICY, &machine)]);
+    machine
+        .state
+        .handle_update(domain.update(3, Some(2), []), at(2));
+    assert_eq!(machine.run(at(2)), ["store", "acknowledge verified"]);
+    assert_eq!(machine.state.verified().unwrap().revision, rev(3));
+}
+
+#[test]
+fn what_does_not_hold_refuses_the_whole_update() {
+    let domain = Domain::new();
+    let stranger = Domain::seeded(9);
+    let other = Machine::new(&domain, "plc-1", "role=plc");
+    let build = || {
+        let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+        let first = [
+            domain.states(5, &[]),
+            domain.revocations(5, &[]),
+            domain.config(5),
+            domain.program(5, POLICY, &machine),
+        ];
+        machine.adopt(&domain, 5, first);
+        machine
+    };
+    let machine = build();
+    let mut torn = domain.program(6, POLICY, &machine);
+    torn.bytes.pop();
+    let cases = [
+        ("another domain's key", stranger.states(6, &[])),
+        (
+            "a role's key for another role",
+            domain.states_by_wrong_role(6),
+        ),
+        ("truncated", torn),
+        ("older states", domain.states(4, &[])),
+        ("older revocations", domain.revocations(4, &[])),
+        ("older configuration", domain.config(4)),
+        ("older program", domain.program(4, POLICY, &machine)),
+        (
+            "a program for another class",
+            domain.program(6, POLICY, &other),
+        ),
+        (
+            "another device's ticket",
+            domain.ticket_resource(&other, 9, "role=plc"),
+        ),
+        (
+            "a ticket of an older epoch",
+            domain.ticket_resource(&machine, 0, "role=sensor"),
+        ),
+        ("no manifest of ours", stranger.manifest()),
+    ];
+    for (what, bad) in cases {
+        let mut machine = build();
+        let before = machine.state.holdings();
+        let good = domain.states(7, &[(machine.id(), DeviceState::Quarantine)]);
+        let kind = bad.kind;
+        let set = if kind == ResourceKind::States {
+            vec![bad]
+        } else {
+            vec![good, bad]
+        };
+        machine
+            .state
+            .handle_update(domain.update(7, Some(5), set), at(3));
+        assert_eq!(machine.run(at(3)), ["acknowledge rejected"], "{what}");
+        assert_eq!(machine.state.holdings(), before, "{what}");
+        assert_eq!(machine.state.own_state(), None, "{what}");
+        assert!(
+            machine.events().contains(&EventKind::ResourceRefused),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_table_the_kernel_refuses_is_tried_again_and_the_verdict_waits() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.kernel_works = false;
+    machine.adopt(&domain, 2, [domain.program(2, UNDERLAY, &machine)]);
+    assert_eq!(machine.state.verified(), None);
+    assert!(!machine.log.iter().any(|n| n.starts_with("acknowledge")));
+    machine.kernel_works = true;
+    machine.state.handle_timeout(at(7));
+    machine.run(at(7));
+    assert_eq!(machine.state.verified().unwrap().revision, rev(2));
+}
+
+#[test]
+fn an_answer_to_an_older_load_is_ignored() {
+    let domain = Domain::new();
+    let mut machine = Machine::new(&domain, "sensor-1", "role=sensor");
+    machine.state.handle_start(at(0));
+    machine
+        .state
+        .handle_loaded(0, Ok(Digest::of(b"old")), at(0));
+    assert!(machine.state.table().0.is_none());
+}
+
+#[test]
+fn a_table_that_somebody_changed_is_mended_and_reported() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let generation = machine.state.table().0.unwrap().generation;
+    let reading = Reading::Differs {
+        missing: 1,
+        surplus: 0,
+    };
+    machine.state.handle_verified(reading, at(40));
+    let names = machine.run(at(40));
+    assert!(is_in_order(&names, &["load", "verify"]), "{names:?}");
+    assert!(machine.state.table().0.unwrap().generation > generation);
+    assert!(machine.events().contains(&EventKind::TableMended));
+}
+
+#[test]
+fn the_table_is_read_back_regularly() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.state.handle_timeout(at(31));
+    assert_eq!(machine.run(at(31)), ["verify"]);
+}
+
+#[test]
+fn the_first_enforcement_of_the_underlay_is_taken_back_without_a_word() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.adopt(&domain, 2, [domain.program(2, UNDERLAY, &machine)]);
+    assert_eq!(machine.underlay(), Mode::Enforce);
+    machine.state.handle_heard(at(1));
+    machine.state.handle_timeout(at(5));
+    assert!(machine.run(at(5)).contains(&"probe".to_owned()));
+    machine.state.handle_timeout(at(70));
+    machine.run(at(70));
+    assert_eq!(machine.underlay(), Mode::Observe);
+    assert!(machine.events().contains(&EventKind::UnderlayReverted));
+
+    // The same program is not tried again; another one is.
+    machine.adopt(&domain, 3, [domain.states(3, &[])]);
+    assert_eq!(machine.underlay(), Mode::Observe);
+    machine.adopt(&domain, 4, [domain.program(4, UNDERLAY, &machine)]);
+    assert_eq!(machine.underlay(), Mode::Enforce);
+}
+
+#[test]
+fn an_answer_under_enforcement_confirms_it_for_good() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.adopt(&domain, 2, [domain.program(2, UNDERLAY, &machine)]);
+    machine.state.handle_heard(at(9));
+    machine.state.handle_timeout(at(100));
+    machine.run(at(100));
+    assert_eq!(machine.underlay(), Mode::Enforce);
+    machine.adopt(&domain, 3, [domain.program(3, WIDER, &machine)]);
+    machine.state.handle_timeout(at(900));
+    machine.run(at(900));
+    assert_eq!(
+        machine.underlay(),
+        Mode::Enforce,
+        "policy is never taken back"
+    );
+}
+
+#[test]
+fn a_changed_lifeline_is_on_trial_again() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.adopt(&domain, 2, [domain.program(2, UNDERLAY, &machine)]);
+    machine.state.handle_heard(at(9));
+    machine.run(at(9));
+    let moved = domain.config_with(3, "198.51.100.7:7443");
+    machine
+        .state
+        .handle_update(domain.update(3, Some(2), [moved]), at(20));
+    machine.run(at(20));
+    machine.state.handle_timeout(at(100));
+    machine.run(at(100));
+    assert_eq!(machine.underlay(), Mode::Observe);
+}
+
+#[test]
+fn the_own_quarantine_reaches_the_own_table() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.adopt(&domain, 2, [domain.program(2, POLICY, &machine)]);
+    let states = domain.states(3, &[(machine.id(), DeviceState::Quarantine)]);
+    machine.adopt(&domain, 3, [states]);
+    assert_eq!(machine.state.own_state(), Some(DeviceState::Quarantine));
+    machine.adopt(&domain, 4, [domain.states(4, &[])]);
+    assert_eq!(machine.state.own_state(), None);
+}
+
+#[test]
+fn stored_resources_are_verified_again_and_bad_ones_left_out() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.adopt(
+        &domain,
+        2,
+        [domain.program(2, POLICY, &machine), domain.config(2)],
+    );
+    let mut stored = machine.state.stored();
+    assert_eq!(stored.revision, Some(rev(2)));
+    for resource in &mut stored.resources {
+        if resource.kind == ResourceKind::Config {
+            resource.bytes[30] ^= 1;
+        }
+    }
+    let (again, complaints) = machine.reborn(stored);
+    assert_eq!(complaints.len(), 1, "{complaints:?}");
+    let kinds: Vec<_> = again.holdings().heads.iter().map(|h| h.kind).collect();
+    assert_eq!(kinds, [ResourceKind::Program]);
+    assert_eq!(again.holdings().revision, Some(rev(2)));
+}
+
+#[test]
+fn names_go_to_the_hosts_file_with_their_site_and_suffix() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let names = domain.names(3, &machine, &[("collector-1", 77)]);
+    machine.adopt(&domain, 3, [domain.config(3), names]);
+    let written = machine.hosts.last().unwrap();
+    let list: Vec<&String> = written.values().flatten().collect();
+    assert!(
+        list.contains(&&"collector-1.s1.hedgerow.internal".to_owned()),
+        "{list:?}"
+    );
+}
+
+#[test]
+fn losing_and_finding_the_controller_is_said_once_each() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.state.handle_uplink_down("refused", at(1));
+    machine.state.handle_uplink_up(at(2));
+    machine.state.handle_uplink_down("gone", at(3));
+    machine.state.handle_uplink_down("refused", at(4));
+    machine.state.handle_uplink_up(at(5));
+    let events = machine.events();
+    let count = |kind| events.iter().filter(|k| **k == kind).count();
+    assert_eq!(count(EventKind::UplinkLost), 1);
+    assert_eq!(count(EventKind::UplinkRestored), 1);
+}
+
+#[test]
+fn a_key_is_replaced_daily() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    machine.state.handle_timeout(at(23 * 3600));
+    assert!(!machine.run(at(23 * 3600)).contains(&"bind".to_owned()));
+    machine.state.handle_timeout(at(24 * 3600));
+    assert!(machine.run(at(24 * 3600)).contains(&"bind".to_owned()));
+}
+
+#[test]
+fn a_new_ticket_asks_for_a_new_binding() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let ticket = domain.ticket_resource(&machine, 5, "role=sensor,zone=a");
+    machine
+        .state
+        .handle_update(domain.update(2, None, [ticket]), at(1));
+    assert!(machine.run(at(1)).contains(&"bind".to_owned()));
+    assert_eq!(machine.state.ticket().epoch, 5);
+}
+
+#[test]
+fn who_is_revoked_goes_from_kernel_tunnel_and_connections_in_this_order() {
+    let (domain, mut a, b) = pair::introduced(POLICY);
+    let list = domain.revocations(8, &[Revoked::Device(b.id())]);
+    a.state
+        .handle_update(domain.update(8, Some(2), [list]), at(20));
+    let names = a.run(at(20));
+    let order = [
+        "remove element",
+        "remove peer",
+        "cut",
+        "acknowledge verified",
+    ];
+    assert!(is_in_order(&names, &order), "{names:?}");
+    assert!(a.state.table().0.unwrap().peers.is_empty());
+    assert!(a.events().contains(&EventKind::PeerRemoved));
+}
+
+/// Whether `wanted` occur in `names` in this order, perhaps with others between.
+fn is_in_order(names: &[String], wanted: &[&str]) -> bool {
+    let mut rest = names.iter();
+    wanted.iter().all(|w| rest.any(|n| n == w))
+}

@@ -1,0 +1,135 @@
+//! Two machines that find each other through the introduction protocol.
+
+use hedgerow_linux::tunnel::Report;
+use hedgerow_sync::message::ResolvedPeer;
+
+use super::fixture::{Domain, Machine, POLICY, at};
+use super::*;
+
+const A: &str = "192.0.2.10:7117";
+const B: &str = "192.0.2.20:7117";
+
+fn underlay(text: &str) -> Underlay {
+    Underlay(text.parse().unwrap())
+}
+
+/// Lets `a` want a packet for `b`, answers its question, and carries datagrams until all is quiet.
+fn meet(a: &mut Machine, b: &mut Machine) {
+    let now = at(10);
+    let wanted = Overlay(b.body.addresses.v6.into());
+    a.state.handle_report(Report::Wanted { dst: wanted }, now);
+    a.run(now);
+    for id in std::mem::take(&mut a.asked) {
+        let peer = ResolvedPeer {
+            ticket: b.ticket.clone(),
+            endpoints: vec![underlay(B)],
+        };
+        a.state.handle_resolved(id, Some(peer), now);
+    }
+    for _ in 0..10 {
+        a.run(now);
+        b.run(now);
+        for (_, bytes) in std::mem::take(&mut a.sent) {
+            let from = underlay(A);
+            b.state.handle_report(Report::Datagram { from, bytes }, now);
+        }
+        for (_, bytes) in std::mem::take(&mut b.sent) {
+            let from = underlay(B);
+            a.state.handle_report(Report::Datagram { from, bytes }, now);
+        }
+    }
+}
+
+fn two(policy: &str, labels: (&str, &str)) -> (Domain, Machine, Machine) {
+    let domain = Domain::new();
+    let mut a = Machine::started(&domain, "sensor-1", labels.0);
+    let mut b = Machine::started(&domain, "collector-1", labels.1);
+    for machine in [&mut a, &mut b] {
+        machine.state.handle_uplink_up(at(1));
+        let set = [domain.config(2), domain.program(2, policy, machine)];
+        machine.adopt(&domain, 2, set);
+        machine.log.clear();
+    }
+    (domain, a, b)
+}
+
+/// A sensor and its collector, introduced.
+pub(super) fn introduced(policy: &str) -> (Domain, Machine, Machine) {
+    let (domain, mut a, mut b) = two(policy, ("role=sensor", "role=collector"));
+    meet(&mut a, &mut b);
+    assert_eq!(a.tunnel_peers, [b.id()], "{:?}", a.log);
+    assert_eq!(b.tunnel_peers, [a.id()], "{:?}", b.log);
+    (domain, a, b)
+}
+
+#[test]
+fn peers_that_may_speak_are_set_up_kernel_first() {
+    let (_, a, b) = introduced(POLICY);
+    for machine in [&a, &b] {
+        let log = &machine.log;
+        let place = |n: &str| log.iter().position(|l| l == n);
+        let kernel = place("load").or_else(|| place("element"));
+        assert!(kernel.is_some() && kernel < place("set peer"), "{log:?}");
+    }
+    let table = a.state.table().0.unwrap();
+    let id = table.peers[&Overlay(b.body.addresses.v6.into())];
+    assert!(!table.profiles[&id].is_closed());
+    assert_eq!(a.released, [Overlay(b.body.addresses.v6.into())]);
+}
+
+#[test]
+fn peers_that_may_not_speak_are_never_set_up() {
+    let (_, mut a, mut b) = two(POLICY, ("role=sensor", "role=plc"));
+    meet(&mut a, &mut b);
+    assert!(a.tunnel_peers.is_empty() && b.tunnel_peers.is_empty());
+    assert!(a.log.contains(&"reject".to_owned()), "{:?}", a.log);
+    assert!(a.state.table().0.unwrap().peers.is_empty());
+}
+
+#[test]
+fn a_policy_that_closes_a_pair_takes_the_peer_away() {
+    let (domain, mut a, b) = introduced(POLICY);
+    let closed = POLICY.replace(
+        "r-mqtt, from: \"role=sensor\"",
+        "r-mqtt, from: \"role=plc\"",
+    );
+    let program = domain.program(3, &closed, &a);
+    a.adopt(&domain, 3, [program]);
+    assert!(a.tunnel_peers.is_empty(), "{:?}", a.log);
+    let address = Overlay(b.body.addresses.v6.into());
+    assert!(!a.state.table().0.unwrap().peers.contains_key(&address));
+}
+
+#[test]
+fn a_quarantined_peer_can_do_nothing_any_more() {
+    let (domain, mut a, b) = introduced(POLICY);
+    let states = domain.states(3, &[(b.id(), DeviceState::Quarantine)]);
+    a.adopt(&domain, 3, [states]);
+    let table = a.state.table().0.unwrap();
+    let left = table.peers.get(&Overlay(b.body.addresses.v6.into()));
+    assert!(left.is_none_or(|id| table.profiles[id].is_closed()));
+}
+
+#[test]
+fn without_a_controller_a_stranger_stays_unknown_and_the_packet_is_refused() {
+    let (_, mut a, b) = two(POLICY, ("role=sensor", "role=collector"));
+    a.state.handle_uplink_down("cut", at(5));
+    let dst = Overlay(b.body.addresses.v6.into());
+    a.state.handle_report(Report::Wanted { dst }, at(10));
+    a.run(at(10));
+    assert!(a.asked.is_empty());
+    assert!(a.log.contains(&"reject".to_owned()), "{:?}", a.log);
+}
+
+#[test]
+fn garbage_on_the_mesh_port_changes_nothing() {
+    let (_, mut a, _) = two(POLICY, ("role=sensor", "role=collector"));
+    for length in 0..200usize {
+        let bytes = vec![0x81; length];
+        let from = underlay(B);
+        a.state
+            .handle_report(Report::Datagram { from, bytes }, at(10));
+    }
+    a.run(at(10));
+    assert!(a.tunnel_peers.is_empty() && a.sent.is_empty());
+}
