@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::{clock, process};
 
 /// How many connections of one device are tried at the same time.
-const PARALLEL_MAX: usize = 24;
+const PARALLEL_MAX: usize = 128;
 
 /// What a prober is asked to do.
 #[derive(Debug, Serialize, Deserialize)]
