@@ -202,6 +202,43 @@ mod tests {
         }
     }
 
+    /// Writes the reference page from the documentation of the kinds above.
+    fn reference_page() -> String {
+        let mut page = String::from(
+            "# Events\n\nGenerated from `EventKind` in `hedgerow-model`; a test compares it. \
+             An event has a time, a kind, at most\none device and one peer, and named details. \
+             Names and numbers never change their meaning.\n\n\
+             | event | number | severity | what happened |\n|---|---|---|---|\n",
+        );
+        let kinds = include_str!("event.rs")
+            .split_once("events! {\n")
+            .and_then(|(_, rest)| rest.split_once("\n}"))
+            .map_or("", |(kinds, _)| kinds);
+        let mut doc = Vec::new();
+        for line in kinds.lines().map(str::trim) {
+            match line.strip_prefix("/// ") {
+                Some(text) => doc.push(text),
+                None => {
+                    let number = line.split(' ').next().unwrap_or_default();
+                    let kind = EventKind::ALL[number.parse::<usize>().unwrap()];
+                    let severity = format!("{:?}", kind.severity()).to_lowercase();
+                    let what = doc.join(" ");
+                    page += &format!("| `{kind}` | {number} | {severity} | {what} |\n");
+                    doc.clear();
+                }
+            }
+        }
+        page
+    }
+
+    /// Update it with `UPDATE_EXPECT=1 cargo nextest run -p hedgerow-model`.
+    #[test]
+    fn the_reference_page_names_every_kind() {
+        let page = reference_page();
+        assert_eq!(page.matches("\n| `").count(), EventKind::ALL.len());
+        expect_test::expect_file!["../../../docs/reference/events.md"].assert_eq(&page);
+    }
+
     #[test]
     fn details_are_cut_at_their_bound() {
         let event = Event::new(Wall(1), EventKind::AgentStarted).detail("x", "é".repeat(200));
