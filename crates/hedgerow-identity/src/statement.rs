@@ -21,8 +21,8 @@ use crate::key::{PublicKey, SigningKey};
 use crate::standing::{Standing, Validity};
 use crate::trust::{IssuerScope, Trust};
 
-/// Largest signed ticket, in bytes.
-pub const TICKET_BYTES_MAX: usize = 512;
+/// Largest signed ticket, in bytes: the longest names and the most label bytes a device may have.
+pub const TICKET_BYTES_MAX: usize = 640;
 /// Largest signed binding, in bytes.
 pub const BINDING_BYTES_MAX: usize = 256;
 /// Longest life of a binding.

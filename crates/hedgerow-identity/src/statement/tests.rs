@@ -34,6 +34,21 @@ fn a_ticket_is_believed_and_keeps_its_bytes() {
 }
 
 #[test]
+fn the_largest_ticket_that_can_be_made_fits_its_bound() {
+    let plant = Plant::new();
+    let mut ticket = plant.ticket();
+    let long = "n".repeat(63);
+    ticket.name = long.parse().unwrap();
+    ticket.site = long.parse().unwrap();
+    let labels: Vec<String> = (0..16).map(|i| format!("k{i:02}={}", "v".repeat(7))).collect();
+    ticket.labels = labels.join(",").parse().unwrap();
+    ticket.epoch = u64::MAX;
+    ticket.not_after_secs = u64::MAX;
+    let signed = sign_ticket(&ticket, &plant.issuer).unwrap();
+    assert!(signed.len() <= TICKET_BYTES_MAX, "{} B", signed.len());
+}
+
+#[test]
 fn a_ticket_with_six_labels_fits_in_300_bytes() {
     let plant = Plant::new();
     let mut ticket = plant.ticket();
