@@ -24,7 +24,7 @@ use crate::trust::{IssuerScope, Trust};
 /// Largest signed ticket, in bytes: the longest names and the most label bytes a device may have.
 pub const TICKET_BYTES_MAX: usize = 640;
 /// Largest signed binding, in bytes.
-pub const BINDING_BYTES_MAX: usize = 256;
+pub const BINDING_BYTES_MAX: usize = 192;
 /// Longest life of a binding.
 pub const BINDING_LIFE_MAX: Duration = Duration::from_secs(48 * 3600);
 /// How far ahead of us the maker of a binding may be. Devices that are cut off keep time badly; a
