@@ -129,6 +129,8 @@ impl ConfigArgs {
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
+    // Everything written here is for the owner alone, the database's own files included.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -9,7 +9,7 @@ use hedgerow_identity::certificate::SpiffeId;
 use hedgerow_identity::key::{SigningKey as _, SoftwareEd25519, SoftwareP256, SoftwareP384};
 use hedgerow_identity::trust::{Trust, root_set_digest, sign_manifest};
 use hedgerow_model::base32;
-use hedgerow_model::id::{DeviceId, OperatorName, TrustDomain};
+use hedgerow_model::id::{DeviceId, Digest, OperatorName, TrustDomain};
 use hedgerow_model::statement::{Issuer, Manifest, Role, RoleKey, Root};
 use hedgerow_model::Wall;
 use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PublicKeyData as _};
@@ -153,7 +153,6 @@ async fn build(
     let file = keys::issuer_file(issuer.key_id().0);
     disk::write(&layout.key(&file), issuing.pem.as_bytes())?;
 
-    let role_keys = make_role_keys(&layout)?;
     let roots = vec![Root {
         key: signing_root.public(),
         certificate: root_der.clone(),
@@ -172,24 +171,27 @@ async fn build(
             site: None,
             not_after_secs: end,
         }],
-        role_keys,
+        role_keys: make_role_keys(&layout)?,
         genesis,
     };
     let signed = sign_manifest(&manifest, &[&signing_root])?;
-    Trust::pinned(genesis, &signed).context("the new manifest does not verify")?;
-
-    let trust = Trust::pinned(genesis, &signed)?;
+    let trust = Trust::pinned(genesis, &signed).context("the new manifest does not verify")?;
     let authority = keys::load_authority(&layout, &trust)?;
     write_controller(&layout, &config, &authority, None, now)?;
     write_operator(&layout, &config, &authority, &wish.operator, &root_der, now)?;
+    write_store(&layout, &genesis, &signed).await?;
+    disk::write(&layout.config(), toml::to_string(&raw)?.as_bytes())?;
+    Ok((genesis.to_string(), given.is_none().then_some(passphrase)))
+}
+
+async fn write_store(layout: &Layout, genesis: &Digest, manifest: &[u8]) -> anyhow::Result<()> {
     let store = Store::open(&layout.store()).await?;
     let mut tx = store.note().await?;
     set_fact(&mut tx, fact::GENESIS, &genesis.0).await?;
-    add_manifest(&mut tx, 1, &signed).await?;
+    add_manifest(&mut tx, 1, manifest).await?;
     tx.commit().await?;
     store.close().await;
-    disk::write(&layout.config(), toml::to_string(&raw)?.as_bytes())?;
-    Ok((genesis.to_string(), given.is_none().then_some(passphrase)))
+    Ok(())
 }
 
 fn make_role_keys(layout: &Layout) -> anyhow::Result<Vec<RoleKey>> {

@@ -20,7 +20,6 @@ use crate::init::{controller_id, write_controller};
 use crate::keys::{self, Layout, chain_from_pem};
 use crate::listen::Door;
 use crate::notify::Notify;
-use crate::refusal::chain;
 use crate::root_file::unpem;
 use crate::store::Store;
 use crate::tls::Tls;
@@ -249,9 +248,8 @@ impl Controller {
         let now = self.clock.now();
         let standing = self.snapshot().standing.clone();
         let over = standing
-            .entries()
-            .iter()
-            .any(|e| e.drop_after_secs < now.wall.secs());
+            .revocations()
+            .is_some_and(|l| l.entries.iter().any(|e| e.drop_after_secs < now.wall.secs()));
         if !over || !now.wall_is_trusted {
             return Ok(());
         }
@@ -274,9 +272,4 @@ impl Controller {
         self.hub.raise_all(dirty::TRUST);
         Ok(())
     }
-}
-
-/// Returns an error for a person, with everything that caused it.
-pub(crate) fn sentence(error: &anyhow::Error) -> String {
-    chain(error.as_ref())
 }

@@ -246,8 +246,19 @@ fn manifest_offer(trust: &Trust) -> Arc<Offer> {
             timeline: 0,
             number: trust.manifest().version,
         },
-        bytes: trust.manifest_bytes().to_vec(),
+        bytes: manifest_bytes(trust),
     })
+}
+
+/// The chain as an array of byte strings, so that an agent that missed links gets them all; a chain
+/// of one as it is.
+fn manifest_bytes(trust: &Trust) -> Vec<u8> {
+    let chain = trust.export();
+    if chain.len() < 2 {
+        return trust.manifest_bytes().to_vec();
+    }
+    let links: Vec<minicbor::bytes::ByteVec> = chain.into_iter().map(Into::into).collect();
+    hedgerow_model::wire::encode(&links)
 }
 
 fn list_offer(list: &Verified<RevocationList>) -> Arc<Offer> {

@@ -1,13 +1,12 @@
 //! The fleet as a whole: status, events, metrics.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use axum::Json;
 use axum::extract::State;
 use hedgerow_model::event::Severity;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::devices::state_name;
 use super::extract::Params;
@@ -65,7 +64,7 @@ pub(super) struct FleetStatus {
 }
 
 /// Which events.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichEvents {
     /// Those after this sequence number; the newest unless given.
@@ -217,10 +216,7 @@ pub(super) async fn metrics(State(control): State<Shared>) -> String {
         ("hedgerow_certificates_issued_total", "counter", Counters::get(&c.issued)),
         ("hedgerow_events_dropped_total", "counter", Counters::get(&c.events_dropped)),
     ];
-    let mut text = String::new();
-    for (name, kind, value) in rows {
-        // Writing to a string cannot fail.
-        drop(writeln!(text, "# TYPE {name} {kind}\n{name} {value}"));
-    }
-    text
+    rows.iter()
+        .map(|(name, kind, value)| format!("# TYPE {name} {kind}\n{name} {value}\n"))
+        .collect()
 }

@@ -68,10 +68,12 @@ impl Caller {
             )),
             Some(Ok(peer)) => match peer.id() {
                 SpiffeId::Operator { name } => Ok(name.to_string()),
-                other => Err(Refusal::new(
+                SpiffeId::Device { .. }
+                | SpiffeId::Controller { .. }
+                | SpiffeId::Manager { .. } => Err(Refusal::new(
                     Kind::Forbidden,
                     "not_an_operator",
-                    format!("{other} is not an operator"),
+                    format!("{} is not an operator", peer.id()),
                     remedy,
                 )),
             },

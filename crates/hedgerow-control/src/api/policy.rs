@@ -9,7 +9,7 @@ use hedgerow_model::service::Ports;
 use hedgerow_policy::{Decision, End, Flow, Plan, Ruling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::extract::{Body, Params, Text};
 use super::{Caller, ErrorBody, Shared};
@@ -139,7 +139,7 @@ pub(super) struct ReachMatrix {
 }
 
 /// Which revision.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichRevision {
     /// `timeline.number`; the one in force unless given.
@@ -147,7 +147,7 @@ pub(super) struct WhichRevision {
 }
 
 /// How much history.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HowMany {
     /// At most so many; 50 unless given.
@@ -155,7 +155,7 @@ pub(super) struct HowMany {
 }
 
 /// How to apply.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct How {
     /// Seconds to wait until every connected agent has verified it.
@@ -178,7 +178,7 @@ pub(super) struct Back {
 }
 
 /// One question.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Question {
     /// Device: id, `name.site` or name; `controller`; or an address.
@@ -192,7 +192,7 @@ pub(super) struct Question {
 }
 
 /// Which part of the matrix.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichReach {
     /// Comma-separated; the policy's own services unless given.

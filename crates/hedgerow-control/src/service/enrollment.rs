@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use hedgerow_identity::certificate::{SpiffeId, dns_name, sorted_addresses};
+use hedgerow_identity::certificate::{SpiffeId, dns_name};
 use hedgerow_identity::csr;
 use hedgerow_identity::enroll::wire::{EnrollReply, EnrollRequest, Issued, RefusalCode};
 use hedgerow_identity::enroll::{EXPORTER_BYTES, TokenId, verify_request};
@@ -117,7 +117,15 @@ impl Controller {
             Err(no) => {
                 let kind = match no.code {
                     RefusalCode::TokenSpent => EventKind::TokenReused,
-                    _ => EventKind::EnrollmentRefused,
+                    RefusalCode::Malformed
+                    | RefusalCode::TokenUnknown
+                    | RefusalCode::TokenExpired
+                    | RefusalCode::BadSignature
+                    | RefusalCode::Rejected
+                    | RefusalCode::Name
+                    | RefusalCode::Key
+                    | RefusalCode::Busy
+                    | RefusalCode::Internal => EventKind::EnrollmentRefused,
                 };
                 let mut event = Event::new(self.clock.wall(), kind)
                     .detail("reason", no.code.as_str())
@@ -430,11 +438,10 @@ impl Controller {
             site: device.site.clone(),
             id: device.id,
         };
-        let addresses: Vec<IpAddr> = device.addresses.iter().map(|a| a.0).collect();
         let subject = Subject {
             uri: id.uri(snapshot.trust.trust_domain()),
             dns: dns_name(device.name.as_str(), &device.site, &self.config.suffix),
-            addresses: sorted_addresses(&addresses),
+            addresses: device.addresses.iter().map(|a| a.0).collect(),
         };
         Ok(authority.leaf(&spki, &subject, now, device.not_after_secs)?)
     }

@@ -7,7 +7,7 @@ use hedgerow_identity::trust::{Adopted, Trust};
 use hedgerow_model::Wall;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest};
-use hedgerow_model::statement::{P256Public, Revoked, X25519Public};
+use hedgerow_model::statement::{P256Public, Revocation, Revoked, X25519Public};
 
 use super::enrollment::{encode_chain, ticket_of};
 use crate::control::{Controller, set_members};
@@ -15,6 +15,7 @@ use crate::entropy;
 use crate::hub::dirty;
 use crate::refusal::{Kind, Refusal};
 use crate::sign::Signer;
+use crate::snapshot::Snapshot;
 use crate::store::devices::{DeviceRecord, Ended};
 use crate::store::{add_manifest, addresses, devices, revocations};
 
@@ -206,14 +207,7 @@ impl Controller {
         let mut ended = Vec::new();
         for entry in &entries {
             revocations::add(&mut change.tx, entry).await?;
-            if let Revoked::Device(id) = &entry.what
-                && let Some(d) = draft.next.device(*id).filter(|d| d.ended.is_none())
-            {
-                let mut d = (**d).clone();
-                d.ended = Some(Ended {
-                    at: Wall::from_secs(entry.at_secs),
-                    how: "revoked".to_owned(),
-                });
+            if let Some(d) = ended_by(&draft.next, entry) {
                 devices::put(&mut change.tx, &d).await?;
                 ended.push(d);
             }
@@ -270,6 +264,21 @@ impl Controller {
         self.hub.raise_all(dirty::TRUST);
         Ok(())
     }
+}
+
+/// Returns the record of a living device that an entry ends.
+fn ended_by(snapshot: &Snapshot, entry: &Revocation) -> Option<DeviceRecord> {
+    let Revoked::Device(id) = &entry.what else {
+        return None;
+    };
+    let living = snapshot.device(*id).filter(|d| d.ended.is_none())?;
+    Some(DeviceRecord {
+        ended: Some(Ended {
+            at: Wall::from_secs(entry.at_secs),
+            how: "revoked".to_owned(),
+        }),
+        ..(**living).clone()
+    })
 }
 
 fn spki_digest(key: &P256Public) -> Result<Digest, Refusal> {

@@ -95,12 +95,6 @@ impl Store {
     }
 }
 
-/// Reads one.
-pub(crate) async fn get(tx: &mut Tx, key: &Digest) -> Result<Option<PendingRecord>, StoreError> {
-    let row = tx.row(SELECT_ONE, vals![&key.0[..]]).await?;
-    row.as_ref().map(read).transpose()
-}
-
 /// Adds a device to the queue, unless it is full.
 pub(crate) async fn add(tx: &mut Tx, p: &PendingRecord) -> Result<(), StoreError> {
     tx.run(

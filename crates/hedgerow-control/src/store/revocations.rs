@@ -1,7 +1,7 @@
 //! What is revoked, and below which epoch tickets are refused.
 
 use hedgerow_model::id::{DeviceId, Revision};
-use hedgerow_model::statement::{Revocation, RevocationList, Revoked};
+use hedgerow_model::statement::{Revocation, RevocationList};
 use hedgerow_model::wire;
 
 use super::db::{Row, Tx, vals};
@@ -81,17 +81,6 @@ pub(crate) async fn add(tx: &mut Tx, r: &Revocation) -> Result<(), StoreError> {
     )
     .await?;
     Ok(())
-}
-
-/// Returns whether the very thing is listed.
-pub(crate) async fn contains(tx: &mut Tx, what: &Revoked) -> Result<bool, StoreError> {
-    let row = tx
-        .row(
-            "SELECT 1 FROM revocation WHERE what = $1",
-            vals![wire::encode(what)],
-        )
-        .await?;
-    Ok(row.is_some())
 }
 
 /// Raises the epoch below which a device's tickets are refused.

@@ -120,17 +120,6 @@ pub(crate) async fn use_by(
     }
 }
 
-/// Returns the devices that a token's uses led to.
-pub(crate) async fn devices_of(tx: &mut Tx, id: &[u8; 8]) -> Result<Vec<DeviceId>, StoreError> {
-    let rows = tx
-        .rows(
-            "SELECT device FROM token_use WHERE token = $1 AND device IS NOT NULL",
-            vals![&id[..]],
-        )
-        .await?;
-    rows.iter().map(|r| r.bytes(0).map(DeviceId)).collect()
-}
-
 /// Marks the token used by `key`, for `device` once there is one.
 pub(crate) async fn mark_used(
     tx: &mut Tx,
