@@ -187,10 +187,11 @@ impl<'l> Agent<'l> {
         )?)
     }
 
-    /// Returns the kernel's table as the kernel shows it, without counters: empty when there is none.
+    /// Returns the kernel's table as the kernel shows it, without what changes by itself: counters,
+    /// and elements with a time. Empty when there is none.
     pub(crate) fn table(&self) -> String {
         let argv = ["nft", "--stateless", "list", "table", "inet", "hedgerow"];
-        in_namespace(&self.namespace, &argv).unwrap_or_default()
+        without_times(&in_namespace(&self.namespace, &argv).unwrap_or_default())
     }
 
     fn config(&self) -> String {
@@ -198,5 +199,46 @@ impl<'l> Agent<'l> {
             .join("agent.toml")
             .to_string_lossy()
             .into_owned()
+    }
+}
+
+/// Leaves out elements that expire, which stand between braces, possibly over several lines.
+fn without_times(listed: &str) -> String {
+    let mut out = String::new();
+    for line in listed.lines() {
+        let elements = line
+            .trim_start()
+            .strip_prefix("elements = {")
+            .unwrap_or(line);
+        let kept: Vec<&str> = elements
+            .split(", ")
+            .map(|e| e.trim().trim_end_matches(['}', ',']).trim())
+            .filter(|e| !e.is_empty() && !e.contains(" expires "))
+            .collect();
+        for element in kept {
+            out.push_str(element);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_expires_is_left_out_of_a_table() {
+        let early = "set x {\n elements = { 1.1.1.1 timeout 5s expires 4s,\n 1.1.1.2 timeout 5s expires 2s }\n}\nset y {\n elements = { 2.2.2.2, 3.3.3.3 }\n}";
+        let later = "set x {\n}\nset y {\n elements = { 2.2.2.2, 3.3.3.3 }\n}";
+        let lines = |t: &str| -> Vec<String> {
+            without_times(t)
+                .lines()
+                .filter(|l| !l.is_empty())
+                .map(str::to_owned)
+                .collect()
+        };
+        assert_eq!(lines(early), lines(later));
+        assert!(lines(later).contains(&"3.3.3.3".to_owned()));
     }
 }
