@@ -246,6 +246,10 @@ impl State {
     /// Starts: loads the table of the last program, before anything else.
     pub(crate) fn handle_start(&mut self, now: Now) {
         self.kernel.request();
+        // The controller forgot, or was told by another boot, what stands in this kernel.
+        if let Some(revision) = self.revision {
+            self.kernel.await_verdict(revision, false);
+        }
         self.refresh(now);
         self.write_hosts();
         let controllers = self.controllers();
