@@ -317,3 +317,17 @@ fn every_example_of_the_reference_parses() {
     }
     assert!(blocks >= 12, "{blocks} examples");
 }
+
+#[test]
+fn tests_hold_while_the_fleet_is_only_partly_enrolled() {
+    let policy = policy(include_str!("../../../examples/plant.yaml"));
+    let lone = device(1, "sensor-1", "hall", "role=sensor");
+    let apart = device(2, "collector-1", "yard", "role=collector");
+    for fleet in [vec![], vec![lone.clone()], vec![lone, apart]] {
+        let failed: Vec<_> = test(&policy, &World::new(fleet))
+            .into_iter()
+            .filter(|r| !r.passed)
+            .collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
