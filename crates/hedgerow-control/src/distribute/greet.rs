@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use hedgerow_identity::certificate::Access;
 use hedgerow_model::event::{Event, EventKind};
-use hedgerow_model::resource::ResourceKind;
+use hedgerow_model::resource::{ResourceHead, ResourceKind};
 use hedgerow_sync::message::{Hello, Welcome};
 
 use super::{Agent, End, Standing};
 use crate::entropy;
 use crate::hub::{Counters, Live, dirty};
 use crate::journal::Note;
+use crate::snapshot::Snapshot;
+use crate::store::devices::DeviceRecord;
 
 /// How long an agent that must hand up its revocations may take.
 const HAND_UP_WITHIN: Duration = Duration::from_secs(10);
@@ -41,14 +43,8 @@ impl Agent {
             return Ok(());
         }
         let record = snapshot.device(self.device).cloned();
-        if let Some(ended) = record.as_ref().and_then(|r| r.ended.as_ref()) {
-            let why = format!("this device was {}; enroll it again", ended.how);
+        if let Some(why) = refusal(&snapshot, record.as_deref()) {
             self.session.bye(&why);
-            return Ok(());
-        }
-        if record.is_none() && snapshot.restored.is_none() {
-            self.session
-                .bye("this controller does not know the device; enroll it again");
             return Ok(());
         }
         let restored = snapshot.restored.filter(|restored| {
@@ -68,16 +64,19 @@ impl Agent {
             ticket_epoch: record.as_ref().map_or(0, |r| r.epoch),
         };
         let now = control.clock.now().mono;
-        let behind = restored.is_some()
-            || (snapshot.restored.is_some() && record.is_none())
-            || hello
-                .heads
-                .iter()
-                .any(|h| h.kind == ResourceKind::Ticket && h.version.timeline > welcome.ticket_epoch);
-        self.session.welcome(welcome, now)?;
-        if behind && snapshot.restored.is_some() {
-            self.awaits_hand_up = Some(now + HAND_UP_WITHIN);
+        if snapshot.restored.is_some() {
+            let newer_ticket = |h: &ResourceHead| {
+                h.kind == ResourceKind::Ticket && h.version.timeline > welcome.ticket_epoch
+            };
+            if restored.is_some() {
+                self.awaits.insert(ResourceKind::Revocations);
+            }
+            if record.is_none() || hello.heads.iter().any(newer_ticket) {
+                self.awaits.insert(ResourceKind::Ticket);
+            }
+            self.awaits_until = now + HAND_UP_WITHIN;
         }
+        self.session.welcome(welcome, now)?;
         let copies = self.enter(&hello);
         self.arrived(&hello);
         match copies {
@@ -146,7 +145,7 @@ impl Agent {
                 .hold("the certificate has expired: renew it, then come back")?;
             return Ok(());
         }
-        if self.awaits_hand_up.is_some() {
+        if !self.awaits.is_empty() {
             return Ok(());
         }
         self.first_offers(hello)
@@ -250,5 +249,18 @@ impl Agent {
         self.standing = Standing::Served;
         self.session.release();
         self.refresh(dirty::ALL)
+    }
+}
+
+/// Returns why a device is not served at all.
+fn refusal(snapshot: &Snapshot, record: Option<&DeviceRecord>) -> Option<String> {
+    match record {
+        Some(record) => record
+            .ended
+            .as_ref()
+            .map(|e| format!("this device was {}; enroll it again", e.how)),
+        // After a restore devices are taken back by the tickets they hand up.
+        None if snapshot.restored.is_some() => None,
+        None => Some("this controller does not know the device; enroll it again".to_owned()),
     }
 }

@@ -9,12 +9,14 @@ mod greet;
 mod offers;
 mod requests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_identity::certificate::PeerIdentity;
 use hedgerow_model::Mono;
 use hedgerow_model::id::{DeviceId, Revision};
+use hedgerow_model::resource::ResourceKind;
 use hedgerow_sync::controller::{ControllerSession, Output};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -52,8 +54,9 @@ struct Agent {
     signal: Arc<Signal>,
     standing: Standing,
     offers: Offers,
-    /// The agent must hand up its newer revocations before it is given ours.
-    awaits_hand_up: Option<Mono>,
+    /// What the agent must hand up before it is given anything, and how long it may take.
+    awaits: BTreeSet<ResourceKind>,
+    awaits_until: Mono,
     wanted: Option<Revision>,
     /// This session is the served one, and another claims its identity.
     contested: bool,
@@ -107,7 +110,8 @@ pub(crate) async fn serve(
         signal: Arc::default(),
         standing: Standing::Unknown,
         offers: Offers::default(),
-        awaits_hand_up: None,
+        awaits: BTreeSet::new(),
+        awaits_until: Mono::NEVER,
         wanted: None,
         contested: false,
         control,
@@ -157,7 +161,9 @@ impl Agent {
 
     fn deadline(&self) -> tokio::time::Instant {
         let (mut at, _why) = self.session.deadline();
-        at = at.min(self.awaits_hand_up.unwrap_or(Mono::NEVER));
+        if !self.awaits.is_empty() {
+            at = at.min(self.awaits_until);
+        }
         self.control.clock.instant(at)
     }
 
@@ -188,9 +194,9 @@ impl Agent {
     fn timeout(&mut self) -> Result<(), End> {
         let now = self.control.clock.now().mono;
         self.session.handle_timeout(now);
-        if self.awaits_hand_up.is_some_and(|at| now >= at) {
+        if !self.awaits.is_empty() && now >= self.awaits_until {
             // It had its chance; what it holds will be offered again at its next connection.
-            self.awaits_hand_up = None;
+            self.awaits.clear();
             self.refresh(dirty::ALL)?;
         }
         match self.session.poll() {
@@ -242,7 +248,7 @@ impl Agent {
 
     /// Says to the session what the agent shall hold now.
     fn refresh(&mut self, bits: u32) -> Result<(), End> {
-        if self.standing == Standing::Unknown || self.awaits_hand_up.is_some() {
+        if self.standing == Standing::Unknown || !self.awaits.is_empty() {
             return Ok(());
         }
         let snapshot = self.control.snapshot();

@@ -87,11 +87,7 @@ impl Agent {
                     .detail("reason", refusal),
             );
         }
-        // A ticket comes last; without a newer one nothing more is to be waited for.
-        let snapshot = self.control.snapshot();
-        let known = snapshot.device(self.device).is_some();
-        if self.awaits_hand_up.is_some() && known && kind != ResourceKind::Manifest {
-            self.awaits_hand_up = None;
+        if self.awaits.remove(&kind) && self.awaits.is_empty() {
             self.refresh(dirty::ALL)?;
         }
         Ok(())
