@@ -126,34 +126,27 @@ impl Daemon {
     }
 
     fn tell_tunnel(&mut self, order: ToTunnel) {
-        let command = match order {
+        let connect = match &order {
+            // Who knows where the other is speaks first: the other may not know where we are.
             ToTunnel::SetPeer {
                 device,
-                key,
-                addresses,
-                endpoint,
-            } => Command::SetPeer(PeerConfig {
-                device,
-                slot: Slot::Current,
-                public_key: key,
-                addresses,
-                endpoint,
-                psk: None,
-                keepalive: None,
-            }),
-            ToTunnel::ForgetOldKey(device) => Command::ForgetPeerKey {
-                device,
-                slot: Slot::Previous,
-            },
-            ToTunnel::RemovePeer(device) => Command::RemovePeer { device },
-            ToTunnel::Send(to, bytes) => Command::SendDatagram { to, bytes },
-            ToTunnel::Release(dst) => Command::Release { dst },
-            ToTunnel::Reject(dst) => Command::RejectQueued { dst },
+                endpoint: Some(_),
+                ..
+            } => Some(Command::Connect { device: *device }),
+            ToTunnel::SetPeer { endpoint: None, .. }
+            | ToTunnel::ForgetOldKey(_)
+            | ToTunnel::RemovePeer(_)
+            | ToTunnel::Send(..)
+            | ToTunnel::Release(_)
+            | ToTunnel::Reject(_) => None,
         };
-        if let Some(tunnel) = &self.tunnel
-            && let Err(error) = tunnel.send(command)
-        {
-            tracing::error!(%error, "the tunnel took no command");
+        let Some(tunnel) = &self.tunnel else {
+            return;
+        };
+        for command in [Some(command_for(order)), connect].into_iter().flatten() {
+            if let Err(error) = tunnel.send(command) {
+                tracing::error!(%error, "the tunnel took no command");
+            }
         }
     }
 
@@ -664,6 +657,33 @@ impl Daemon {
             }
         }
         end
+    }
+}
+
+fn command_for(order: ToTunnel) -> Command {
+    match order {
+        ToTunnel::SetPeer {
+            device,
+            key,
+            addresses,
+            endpoint,
+        } => Command::SetPeer(PeerConfig {
+            device,
+            slot: Slot::Current,
+            public_key: key,
+            addresses,
+            endpoint,
+            psk: None,
+            keepalive: None,
+        }),
+        ToTunnel::ForgetOldKey(device) => Command::ForgetPeerKey {
+            device,
+            slot: Slot::Previous,
+        },
+        ToTunnel::RemovePeer(device) => Command::RemovePeer { device },
+        ToTunnel::Send(to, bytes) => Command::SendDatagram { to, bytes },
+        ToTunnel::Release(dst) => Command::Release { dst },
+        ToTunnel::Reject(dst) => Command::RejectQueued { dst },
     }
 }
 

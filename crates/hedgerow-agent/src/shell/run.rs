@@ -10,7 +10,7 @@ use hedgerow_identity::trust::Trust;
 use hedgerow_linux::link::{self, Link};
 use hedgerow_linux::nft::samples::{Sample, Samples};
 use hedgerow_linux::nft::{DESCRIPTOR_NAME, Found, Ownership, Table};
-use hedgerow_linux::service::ServiceManager;
+use hedgerow_linux::service::Notifier;
 use hedgerow_linux::tunnel::TunnelHandle;
 use hedgerow_linux::{disk, nft, process, tunnel};
 use hedgerow_mesh::Mesh;
@@ -96,7 +96,7 @@ pub(crate) struct Daemon {
     pub(super) tunnel: Option<TunnelHandle>,
     pub(super) tunnel_addresses: Option<OverlayAddresses>,
     pub(super) reports: mpsc::Sender<tunnel::Report>,
-    pub(super) manager: ServiceManager,
+    pub(super) notifier: Notifier,
     pub(super) live: Option<Live>,
     pub(super) serials: u64,
     pub(super) backoff: Backoff,
@@ -198,13 +198,13 @@ pub(crate) async fn run(config: Config) -> Result<End, Failure> {
             "see `hedgerow-agent check`",
         ));
     }
-    let mut manager = ServiceManager::from_environment();
+    let mut notifier = Notifier::from_environment();
     let opened = open(&config)?;
-    let table = Table::open(manager.take(DESCRIPTOR_NAME)).map_err(|e| kernel(&e))?;
+    let table = Table::open(notifier.take(DESCRIPTOR_NAME)).map_err(|e| kernel(&e))?;
     let found = table.found();
     let (inputs, mut receiver) = mpsc::channel(INPUTS_MAX);
     let (reports, mut reported) = mpsc::channel(INPUTS_MAX);
-    let mut daemon = Daemon::new(config, opened, table, manager, (inputs, reports));
+    let mut daemon = Daemon::new(config, opened, table, notifier, (inputs, reports));
     daemon.start(found)?;
     daemon.serve().await?;
     let mut outside = Outside::new()?;
@@ -272,7 +272,7 @@ impl Daemon {
         config: Config,
         opened: Opened,
         table: Table,
-        manager: ServiceManager,
+        notifier: Notifier,
         (inputs, reports): (mpsc::Sender<Input>, mpsc::Sender<tunnel::Report>),
     ) -> Self {
         let now = opened.clock.now();
@@ -295,7 +295,7 @@ impl Daemon {
             tunnel: None,
             tunnel_addresses: None,
             reports,
-            manager,
+            notifier,
             live: None,
             serials: 0,
             backoff: Backoff::new(entropy::seed()),
@@ -383,9 +383,9 @@ impl Daemon {
     pub(super) fn notify(
         &self,
         what: &str,
-        say: impl FnOnce(&ServiceManager, &Table) -> std::io::Result<()>,
+        say: impl FnOnce(&Notifier, &Table) -> std::io::Result<()>,
     ) {
-        if let Err(error) = say(&self.manager, &self.table) {
+        if let Err(error) = say(&self.notifier, &self.table) {
             tracing::warn!(%error, "cannot {what} to the service manager");
         }
     }
@@ -432,7 +432,7 @@ impl Daemon {
         }
         if now.mono >= self.alive_at {
             self.notify("say that we are alive", |m, _| m.alive());
-            self.alive_at = match self.manager.watchdog_interval() {
+            self.alive_at = match self.notifier.watchdog_interval() {
                 Some(interval) => now.mono + interval,
                 None => Mono::NEVER,
             };

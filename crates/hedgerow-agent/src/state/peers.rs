@@ -25,6 +25,8 @@ pub(super) struct Peer {
     pub(super) addresses: OverlayAddresses,
     /// The mesh waits for the kernel's element.
     waits: bool,
+    /// The tunnel has it.
+    is_installed: bool,
 }
 
 /// All of them, and what was asked.
@@ -162,6 +164,7 @@ impl State {
         let state = self.world.standing.state(device);
         let profile = self.profile_of(&facts.clone().in_state(state), now);
         let Some(profile) = profile.filter(|p| !p.is_closed()) else {
+            tracing::debug!(%device, labels = %ticket.labels, "policy grants nothing");
             self.peers.known.remove(&device);
             let view = self.world.view(now);
             self.mesh.handle_admitted(device, Admission::Denied, view);
@@ -171,6 +174,11 @@ impl State {
             facts,
             addresses: ticket.addresses,
             waits: true,
+            is_installed: self
+                .peers
+                .known
+                .get(&device)
+                .is_some_and(|p| p.is_installed),
         };
         let addresses = ticket.addresses;
         self.peers.known.insert(device, peer);
@@ -220,7 +228,11 @@ impl State {
             addresses,
             endpoint,
         }));
-        self.event(Event::new(now.wall, EventKind::PeerInstalled).peer(device));
+        let known = self.peers.known.get_mut(&device);
+        let was_installed = known.is_some_and(|p| std::mem::replace(&mut p.is_installed, true));
+        if !was_installed {
+            self.event(Event::new(now.wall, EventKind::PeerInstalled).peer(device));
+        }
     }
 
     /// Kernel element first, then the tunnel's peer, then connections.
@@ -238,6 +250,7 @@ impl State {
     /// Looks at every peer again after the policy, a state or the time changed; those that can do
     /// nothing any more go.
     pub(super) fn reconsider(&mut self, now: Now) {
+        self.mesh.handle_policy_changed();
         let closed: Vec<DeviceId> = self
             .facts()
             .into_iter()
@@ -245,6 +258,7 @@ impl State {
             .map(|(device, _)| device)
             .collect();
         for device in closed {
+            tracing::debug!(%device, "policy grants nothing any more");
             let view = self.world.view(now);
             self.mesh.handle_admitted(device, Admission::Denied, view);
         }

@@ -133,3 +133,25 @@ fn garbage_on_the_mesh_port_changes_nothing() {
     a.run(at(10));
     assert!(a.tunnel_peers.is_empty() && a.sent.is_empty());
 }
+
+#[test]
+fn a_label_that_comes_back_opens_what_it_had_opened_at_once() {
+    let (domain, mut a, mut b) = introduced(POLICY);
+    let plc = Machine::new(&domain, "plc-1", "role=plc");
+    let closed = [
+        domain.ticket_resource(&a, 3, "role=plc"),
+        domain.program(3, POLICY, &plc),
+    ];
+    a.adopt(&domain, 3, closed);
+    assert!(a.tunnel_peers.is_empty(), "{:?}", a.log);
+    meet(&mut a, &mut b);
+    assert!(a.tunnel_peers.is_empty(), "{:?}", a.log);
+    let open = [
+        domain.ticket_resource(&a, 4, "role=sensor"),
+        domain.program(3, POLICY, &a),
+    ];
+    a.adopt(&domain, 4, open);
+    a.log.clear();
+    meet(&mut a, &mut b);
+    assert_eq!(a.tunnel_peers, [b.id()], "{:?}", a.log);
+}
