@@ -1,7 +1,7 @@
 //! The service manager's side of a daemon: readiness, watchdog, and descriptors kept across restarts.
 //!
 //! ```text
-//!  start:   NOTIFY_SOCKET, LISTEN_FDS, LISTEN_FDNAMES, WATCHDOG_USEC ──▶ ServiceManager
+//!  start:   NOTIFY_SOCKET, LISTEN_FDS, LISTEN_FDNAMES, WATCHDOG_USEC ──▶ Notifier
 //!  running: READY=1, STATUS=…, WATCHDOG=1, FDSTORE=1 + descriptor   ──▶ datagrams to the manager
 //! ```
 //!
@@ -24,9 +24,9 @@ use rustix::net::{
 pub const LISTEN_FDS_MAX: usize = 64;
 const FIRST_DESCRIPTOR: RawFd = 3;
 
-/// The service manager, or nobody.
+/// Who hears how the daemon fares and keeps its descriptors: the service manager, or nobody.
 #[derive(Debug, Default)]
-pub struct ServiceManager {
+pub struct Notifier {
     notify: Option<Notify>,
     watchdog: Option<Duration>,
     handed: Vec<(String, OwnedFd)>,
@@ -69,7 +69,7 @@ impl Settings {
     }
 }
 
-impl ServiceManager {
+impl Notifier {
     /// Reads the environment and takes over the descriptors that the manager kept.
     ///
     /// Only the first call in a process gets descriptors.
@@ -105,7 +105,7 @@ impl ServiceManager {
         Some(self.handed.swap_remove(at).1)
     }
 
-    /// Returns how often [`ServiceManager::alive`] is due: half of what the manager tolerates.
+    /// Returns how often [`Notifier::alive`] is due: half of what the manager tolerates.
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|d| d / 2)
     }
@@ -123,7 +123,7 @@ impl ServiceManager {
     ///
     /// # Errors
     ///
-    /// See [`ServiceManager::ready`].
+    /// See [`Notifier::ready`].
     pub fn status(&self, text: &str) -> io::Result<()> {
         self.send(&format!("STATUS={}", text.replace('\n', " ")), None)
     }
@@ -132,7 +132,7 @@ impl ServiceManager {
     ///
     /// # Errors
     ///
-    /// See [`ServiceManager::ready`].
+    /// See [`Notifier::ready`].
     pub fn alive(&self) -> io::Result<()> {
         self.send("WATCHDOG=1", None)
     }
@@ -141,7 +141,7 @@ impl ServiceManager {
     ///
     /// # Errors
     ///
-    /// See [`ServiceManager::ready`].
+    /// See [`Notifier::ready`].
     pub fn stopping(&self) -> io::Result<()> {
         self.send("STOPPING=1", None)
     }
@@ -152,7 +152,7 @@ impl ServiceManager {
     ///
     /// # Errors
     ///
-    /// See [`ServiceManager::ready`].
+    /// See [`Notifier::ready`].
     pub fn store(&self, name: &str, descriptor: impl AsFd) -> io::Result<()> {
         let text = format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}");
         self.send(&text, Some(descriptor.as_fd()))
@@ -162,7 +162,7 @@ impl ServiceManager {
     ///
     /// # Errors
     ///
-    /// See [`ServiceManager::ready`].
+    /// See [`Notifier::ready`].
     pub fn forget(&self, name: &str) -> io::Result<()> {
         self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)
     }

@@ -37,7 +37,7 @@ use super::matching::{
 use super::ranges::{merged, successor};
 use super::wire::{CT_INVALID, CT_NEW, CT_RELATED, CT_UNTRACKED};
 use super::wire::{
-    Carries, Compare, Data, Element, Header, Hook, ICMP, ICMPV6, Meta, Meter, NFPROTO_IPV6, Rule,
+    Carries, Compare, Element, Header, Hook, ICMP, ICMPV6, Mapped, Meta, Meter, NFPROTO_IPV6, Rule,
     SET_DYNAMIC, SET_INTERVAL, SET_TIMEOUT, Set, Shown, TCP, Target, UDP, chain, counter, elements,
     message, register,
 };
@@ -242,9 +242,9 @@ impl Layout {
                 SET_INTERVAL,
             ));
             for (first, last) in merged(own) {
-                self.element(&set, Element::new(first, Data::Nothing));
+                self.element(&set, Element::new(first, Mapped::Nothing));
                 if let Some(next) = successor(&last) {
-                    let mut end = Element::new(next, Data::Nothing);
+                    let mut end = Element::new(next, Mapped::Nothing);
                     end.interval_end = true;
                     self.element(&set, end);
                 }
@@ -335,13 +335,13 @@ impl Layout {
                     Direction::In => profile.inbound_default,
                     Direction::Out => profile.outbound_default,
                 };
-                let data = Data::Verdict(self.target(way, verdict));
+                let data = Mapped::Verdict(self.target(way, verdict));
                 self.element(&default, Element::new(mark(*id), data));
             }
         }
         self.set(Set::new("known", &[Shown::Mark], Carries::Verdict, 0));
         for id in ruleset.profiles.keys() {
-            let data = Data::Verdict(Target::Accept);
+            let data = Mapped::Verdict(Target::Accept);
             self.element("known", Element::new(mark(*id), data));
         }
         (
@@ -354,7 +354,7 @@ impl Layout {
         let Some(timeout_ms) = remaining(entry.until, now) else {
             return;
         };
-        let data = Data::Verdict(self.target(way, entry.verdict));
+        let data = Mapped::Verdict(self.target(way, entry.verdict));
         let prefix = prefix_of(way);
         for (protocol, first, last) in wire_ports(entry.ports) {
             let mut element = Element::new(key(id, protocol, first), data.clone());
@@ -663,7 +663,7 @@ fn entries_of(profile: &Profile, way: Direction) -> &[Entry] {
 
 /// Returns the element of a peer and the map it belongs to.
 pub(super) fn peer_element(address: Overlay, profile: ProfileId) -> (&'static str, Element) {
-    let data = Data::Value([vec![0; 4], mark(profile)].concat());
+    let data = Mapped::Value([vec![0; 4], mark(profile)].concat());
     match address.0 {
         std::net::IpAddr::V6(a) => ("peers6", Element::new(a.octets().to_vec(), data)),
         std::net::IpAddr::V4(a) => ("peers4", Element::new(a.octets().to_vec(), data)),

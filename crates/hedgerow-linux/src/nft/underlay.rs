@@ -17,8 +17,8 @@ use super::matching::{
     FAMILIES, Family, IPV4, IPV6, Part, in_family, of_part, of_protocol, with_state,
 };
 use super::wire::{
-    CT_RELATED, Carries, Compare, Data, Element, Header, ICMP, ICMPV6, Meta, Rule, Set, Shown, TCP,
-    Target, UDP, register,
+    CT_RELATED, Carries, Compare, Element, Header, ICMP, ICMPV6, Mapped, Meta, Rule, Set, Shown,
+    TCP, Target, UDP, register,
 };
 
 /// What `internet` is not: private, link-local, loopback, multicast and reserved ranges.
@@ -139,7 +139,7 @@ impl Layout {
             keys.sort();
             keys.dedup();
             for key in keys {
-                self.element(&set, Element::new(key, Data::Nothing));
+                self.element(&set, Element::new(key, Mapped::Nothing));
             }
             let after_address = if family.length == 4 {
                 register::SECOND

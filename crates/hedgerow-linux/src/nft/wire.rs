@@ -536,7 +536,7 @@ fn limit(a: &mut Attributes, rate: u64, unit: u64, burst: u32, kind: u32) {
 pub(super) struct Element {
     pub(super) key: Vec<u8>,
     pub(super) key_end: Option<Vec<u8>>,
-    pub(super) data: Data,
+    pub(super) data: Mapped,
     pub(super) interval_end: bool,
     /// Leaves by itself after so many milliseconds; 0 is never.
     pub(super) timeout_ms: u64,
@@ -544,14 +544,14 @@ pub(super) struct Element {
 
 /// What an element carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Data {
+pub(super) enum Mapped {
     Nothing,
     Value(Vec<u8>),
     Verdict(Target),
 }
 
 impl Element {
-    pub(super) fn new(key: Vec<u8>, data: Data) -> Self {
+    pub(super) fn new(key: Vec<u8>, data: Mapped) -> Self {
         Self {
             key,
             key_end: None,
@@ -567,13 +567,13 @@ impl Element {
                 a.bytes(1, &self.key);
             });
             match &self.data {
-                Data::Nothing => {}
-                Data::Value(value) => {
+                Mapped::Nothing => {}
+                Mapped::Value(value) => {
                     a.nested(2, |a| {
                         a.bytes(1, value);
                     });
                 }
-                Data::Verdict(target) => {
+                Mapped::Verdict(target) => {
                     a.nested(2, |a| target.write(a));
                 }
             }

@@ -38,7 +38,7 @@ fn the_watchdog_is_for_the_named_process_only() {
 
 #[test]
 fn without_a_manager_every_notice_succeeds() {
-    let nobody = ServiceManager::default();
+    let nobody = Notifier::default();
     nobody.ready().unwrap();
     nobody.store("nft", io::stdin()).unwrap();
     assert!(!nobody.is_present());
@@ -49,9 +49,9 @@ fn notices_and_stored_descriptors_reach_the_manager() {
     let path = std::env::temp_dir().join(format!("hgt-notify-{}", std::process::id()));
     drop(std::fs::remove_file(&path));
     let listener = UnixDatagram::bind(&path).unwrap();
-    let manager = ServiceManager {
+    let manager = Notifier {
         notify: Notify::open(path.to_str().unwrap()),
-        ..ServiceManager::default()
+        ..Notifier::default()
     };
     manager.ready().unwrap();
     manager.status("two\nlines").unwrap();
