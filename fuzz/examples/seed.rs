@@ -1,4 +1,4 @@
-//! Writes one well-formed input per target, from which the fuzzer starts: `cargo run --bin seed`.
+//! Writes one well-formed input per target, from which the fuzzer starts: `cargo run --example seed`.
 
 use std::fs;
 use std::path::Path;
