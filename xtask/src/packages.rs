@@ -36,6 +36,11 @@ pub(crate) const DEMO: &[(&str, &str)] = &[
     ("socat", "the camera's stream and the recorder"),
     ("openssh-server", "the recorder's administration"),
     ("openssh-client", "the ops laptop's ssh"),
+    (
+        "wireguard-go",
+        "the tunnel of an attacker who replaced the agent",
+    ),
+    ("wireguard-tools", "its configuration"),
 ];
 
 /// What the tests need beyond that.
@@ -45,7 +50,6 @@ pub(crate) const TEST: &[(&str, &str)] = &[
         "another WireGuard implementation to interoperate with",
     ),
     ("wireguard-tools", "its configuration"),
-    ("tcpdump", "packets as they are on the wire"),
     ("iperf3", "traffic"),
     ("netcat-openbsd", "traffic"),
 ];

@@ -188,7 +188,7 @@ impl<'l> Agent<'l> {
     }
 
     /// Returns the kernel's table as the kernel shows it, without what changes by itself: counters,
-    /// and elements with a time. Empty when there is none.
+    /// elements with a time, and who holds the owner's socket. Empty when there is none.
     pub(crate) fn table(&self) -> String {
         let argv = ["nft", "--stateless", "list", "table", "inet", "hedgerow"];
         without_times(&in_namespace(&self.namespace, &argv).unwrap_or_default())
@@ -206,6 +206,8 @@ impl<'l> Agent<'l> {
 fn without_times(listed: &str) -> String {
     let mut out = String::new();
     for line in listed.lines() {
+        // Who holds the owner's socket at the moment: the agent, or its supervisor for it.
+        let line = line.split(" # progname").next().unwrap_or(line);
         let elements = line
             .trim_start()
             .strip_prefix("elements = {")

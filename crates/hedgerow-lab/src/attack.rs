@@ -5,6 +5,9 @@ pub(crate) mod foreign;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hedgerow_model::statement::X25519Public;
 use serde::Serialize;
 use serde_json::json;
 
@@ -95,4 +98,20 @@ print(answers)
     );
     let text = in_namespace(namespace, &["/usr/bin/python3", "-c", &script])?;
     text.trim().parse().context("a count")
+}
+
+/// Reads a WireGuard key as `wg` writes it.
+///
+/// # Errors
+///
+/// When it is something else.
+pub(crate) fn key_from_text(text: &str) -> Result<X25519Public> {
+    let bytes = STANDARD.decode(text.trim()).ok().context("not base64")?;
+    let bytes = <[u8; 32]>::try_from(bytes.as_slice()).context("a key has 32 bytes")?;
+    Ok(X25519Public(bytes))
+}
+
+/// Writes a WireGuard key as `wg` reads it.
+pub(crate) fn key_to_text(key: X25519Public) -> String {
+    STANDARD.encode(key.0)
 }

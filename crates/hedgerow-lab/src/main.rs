@@ -116,6 +116,12 @@ enum Command {
         state: PathBuf,
         /// Where its mesh listens.
         endpoint: SocketAddr,
+        /// State directory of a device of ours, to speak in its name.
+        #[arg(long, requires = "key")]
+        insider: Option<PathBuf>,
+        /// The WireGuard key to show, base64.
+        #[arg(long)]
+        key: Option<String>,
     },
     /// Tries connections: one end of a probe.
     #[command(hide = true)]
@@ -155,7 +161,12 @@ fn main() -> ExitCode {
             argv,
         })
         .map(|()| true),
-        Command::Introduce { state, endpoint } => introduce(&state, endpoint),
+        Command::Introduce {
+            state,
+            endpoint,
+            insider,
+            key,
+        } => introduce(&state, endpoint, insider.as_deref().zip(key.as_deref())),
         Command::Probe => probe::probe().map(|()| true),
         Command::Respond { tcp, udp } => probe::respond(&tcp, &udp).map(|()| true),
     };
@@ -169,13 +180,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says how many answers a stranger got.
+/// Says what a stranger, or an insider with a WireGuard key of his own, was answered.
 #[expect(
     clippy::print_stdout,
     reason = "the part of an attack that runs inside a namespace"
 )]
-fn introduce(state: &Path, endpoint: SocketAddr) -> anyhow::Result<bool> {
-    println!("{}", attack::foreign::introduce(state, endpoint)?);
+fn introduce(
+    state: &Path,
+    endpoint: SocketAddr,
+    insider: Option<(&Path, &str)>,
+) -> anyhow::Result<bool> {
+    let answered = match insider {
+        None => attack::foreign::introduce(state, endpoint)?,
+        Some((own, key)) => {
+            let key = attack::key_from_text(key)?;
+            attack::foreign::introduce_insider(own, state, endpoint, key)?
+        }
+    };
+    let key = answered.key.map(attack::key_to_text);
+    println!(
+        "{}",
+        serde_json::json!({"datagrams": answered.datagrams, "key": key})
+    );
     Ok(true)
 }
 

@@ -1,5 +1,5 @@
-//! A device of another trust domain that introduces itself well-formed in every respect: the real
-//! machine speaks, with a ticket that nobody here has reason to believe.
+//! Two that speak the mesh's own language: a device of another trust domain, whose introduction is
+//! well-formed in every respect, and a device of ours whose owner replaced the agent.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -62,62 +62,162 @@ impl Target {
     }
 }
 
-/// Introduces a stranger to the device that keeps its state in `state` and listens at `endpoint`;
-/// returns how many datagrams came back within a second.
+/// What came of an introduction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Answered {
+    /// How many datagrams came back.
+    pub(crate) datagrams: usize,
+    /// The WireGuard key that the other device answered with.
+    pub(crate) key: Option<X25519Public>,
+}
+
+/// Introduces a stranger to the device that keeps its state in `state` and listens at `endpoint`.
 ///
 /// # Errors
 ///
 /// When the stranger cannot be made or cannot send.
-pub(crate) fn introduce(state: &Path, endpoint: SocketAddr) -> Result<usize> {
-    let Target { trust, ticket } = Target::read(state)?;
-    let standing = Standing::new(None);
-    let now = Now {
+pub(crate) fn introduce(state: &Path, endpoint: SocketAddr) -> Result<Answered> {
+    let target = Target::read(state)?;
+    let now = moment();
+    converse(
+        &target,
+        &stranger(now)?,
+        endpoint,
+        UdpSocket::bind("0.0.0.0:0")?,
+        now,
+    )
+}
+
+/// Introduces a device of ours, by the keys on its own disk, with a WireGuard key that its agent never
+/// saw: what root on a device can do.
+///
+/// # Errors
+///
+/// When the keys cannot be read or nothing can be sent.
+pub(crate) fn introduce_insider(
+    own: &Path,
+    state: &Path,
+    endpoint: SocketAddr,
+    wireguard_key: X25519Public,
+) -> Result<Answered> {
+    let target = Target::read(state)?;
+    let now = moment();
+    let identity = insider(own, &target, wireguard_key, now)?;
+    converse(
+        &target,
+        &identity,
+        endpoint,
+        UdpSocket::bind("0.0.0.0:7117")?,
+        now,
+    )
+}
+
+fn moment() -> Now {
+    Now {
         mono: Mono::ZERO,
         wall: Wall::from_secs(clock::wall_secs()),
         wall_is_trusted: true,
-    };
+    }
+}
+
+fn converse(
+    target: &Target,
+    own: &OwnIdentity,
+    endpoint: SocketAddr,
+    socket: UdpSocket,
+    now: Now,
+) -> Result<Answered> {
+    let standing = Standing::new(None);
     let view = View {
-        trust: &trust,
+        trust: &target.trust,
         standing: &standing,
         now,
     };
-    let target = trust.verify_ticket(&ticket, &standing, now)?;
-    let address = Overlay(target.addresses.v6.into());
+    let ticket = target.trust.verify_ticket(&target.ticket, &standing, now)?;
     let mut mesh = Mesh::new(bytes());
-    mesh.handle_own(stranger(now)?, view)?;
-    mesh.handle_wanted(address, view);
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    let mut sent = 0;
-    while let Some(output) = mesh.poll() {
-        match output {
-            Output::Resolve { query } => {
-                let endpoints = vec![Underlay(endpoint)];
-                let answer = Resolved {
-                    ticket: ticket.clone(),
-                    endpoints,
-                };
-                mesh.handle_resolved(query, Some(answer), view);
-            }
-            Output::Admit { device, .. } => mesh.handle_admitted(device, Admission::Granted, view),
-            Output::Send { to, bytes } => sent += socket.send_to(&bytes, to.0)?,
-            Output::SetPeer { .. }
-            | Output::ForgetOldKey { .. }
-            | Output::Release { .. }
-            | Output::Reject { .. }
-            | Output::RemovePeer { .. }
-            | Output::Refused { .. }
-            | Output::Remember(_)
-            | Output::Forget(_) => {}
-        }
-    }
-    anyhow::ensure!(sent > 0, "the stranger's machine did not introduce itself");
+    mesh.handle_own(own.clone(), view)?;
+    mesh.handle_wanted(Overlay(ticket.addresses.v6.into()), view);
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let mut answer = [0u8; 2048];
-    let mut answers = 0;
-    while socket.recv_from(&mut answer).is_ok() {
-        answers += 1;
+    let mut answered = Answered {
+        datagrams: 0,
+        key: None,
+    };
+    let mut sent = 0;
+    let mut datagram = [0u8; 2048];
+    loop {
+        while let Some(output) = mesh.poll() {
+            match output {
+                Output::Resolve { query } => {
+                    let endpoints = vec![Underlay(endpoint)];
+                    let answer = Resolved {
+                        ticket: target.ticket.clone(),
+                        endpoints,
+                    };
+                    mesh.handle_resolved(query, Some(answer), view);
+                }
+                Output::Admit { device, .. } => {
+                    mesh.handle_admitted(device, Admission::Granted, view);
+                }
+                Output::Send { to, bytes } => sent += socket.send_to(&bytes, to.0)?,
+                Output::SetPeer { wireguard_key, .. } => answered.key = Some(wireguard_key),
+                Output::ForgetOldKey { .. }
+                | Output::Release { .. }
+                | Output::Reject { .. }
+                | Output::RemovePeer { .. }
+                | Output::Refused { .. }
+                | Output::Remember(_)
+                | Output::Forget(_) => {}
+            }
+        }
+        anyhow::ensure!(sent > 0, "the machine did not introduce itself");
+        let Ok((n, from)) = socket.recv_from(&mut datagram) else {
+            return Ok(answered);
+        };
+        answered.datagrams += 1;
+        mesh.handle_datagram(Underlay(from), datagram.get(..n).unwrap_or_default(), view);
     }
-    Ok(answers)
+}
+
+#[derive(Decode)]
+struct Slot {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    key: Vec<u8>,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    introduction: Vec<u8>,
+    #[cbor(n(3), with = "minicbor::bytes")]
+    ticket: Vec<u8>,
+}
+
+fn insider(
+    state: &Path,
+    target: &Target,
+    wireguard_key: X25519Public,
+    now: Now,
+) -> Result<OwnIdentity> {
+    let slot: Slot = minicbor::decode(&fs::read(state.join("identity/current"))?)?;
+    let identity = SoftwareP256::from_pkcs8_der(&slot.key)?;
+    let standing = Standing::new(None);
+    // The slot holds the ticket of the enrollment; a newer one came as a resource.
+    let held = Target::read(state)?.ticket;
+    let ticket = match target.trust.verify_ticket(&held, &standing, now) {
+        Ok(ticket) => ticket,
+        Err(_) => target.trust.verify_ticket(&slot.ticket, &standing, now)?,
+    };
+    let binding = Binding {
+        id: ticket.id,
+        wireguard_key,
+        sequence: now.wall.secs(),
+        not_after_secs: now.wall.secs() + DAY,
+    };
+    let signed = sign_binding(&binding, &identity)?;
+    let binding = hedgerow_identity::statement::verify_binding(&signed, &ticket, now)?;
+    let secret = <[u8; 32]>::try_from(slot.introduction.as_slice())?;
+    Ok(OwnIdentity {
+        ticket,
+        binding,
+        introduction: IntroductionSecret::from_bytes(secret),
+        previous_introduction: None,
+    })
 }
 
 /// Makes a trust domain of one device, and that device's statements.

@@ -89,8 +89,12 @@ pub(crate) fn without_agent(stage: &mut Stage<'_>) -> Result<bool> {
         &kept.join(", "),
         owner,
     );
-    let same = agent.table() == before;
-    act.check("table with the agent dead", "unchanged", says(same), same);
+    unchanged(
+        &mut act,
+        "table with the agent dead",
+        &before,
+        &agent.table(),
+    );
     // What needs the agent pauses; everything else goes on.
     let paused = |pair: &_| match involves(pair, "nvr") {
         true => Verdict::DENY,
@@ -98,13 +102,8 @@ pub(crate) fn without_agent(stage: &mut Stage<'_>) -> Result<bool> {
     };
     stage.compare(&mut act, paused, Verdict::DENY)?;
     in_namespace(&nvr, &["nft", "flush", "ruleset"])?;
-    let same = agent.table() == before;
-    act.check(
-        "table after `nft flush ruleset` by root",
-        "unchanged",
-        says(same),
-        same,
-    );
+    let what = "table after `nft flush ruleset` by root";
+    unchanged(&mut act, what, &before, &agent.table());
     witness::install(&nvr)?;
     stage.compare(&mut act, paused, Verdict::DENY)?;
     let start = clock::now();
@@ -119,8 +118,14 @@ pub(crate) fn without_agent(stage: &mut Stage<'_>) -> Result<bool> {
     Ok(act.end())
 }
 
-fn says(same: bool) -> &'static str {
-    if same { "unchanged" } else { "changed" }
+fn unchanged(act: &mut Act, what: &str, before: &str, after: &str) {
+    let gone = before.lines().find(|l| !after.lines().any(|o| o == *l));
+    let new = after.lines().find(|l| !before.lines().any(|o| o == *l));
+    let measured = match before == after {
+        true => "unchanged".to_owned(),
+        false => format!("gone: {gone:?}, new: {new:?}"),
+    };
+    act.check(what, "unchanged", &measured, before == after);
 }
 
 /// Plays act 8.

@@ -100,16 +100,18 @@ impl<'l> Stage<'l> {
 
     /// Records whether the controller has got an event of `kind`.
     pub(crate) fn expect_event(&self, act: &mut Act, kind: &str, device: Option<&str>) {
-        self.expect_event_since(act, kind, device, 0);
+        self.expect_event_since(act, kind, device, 0, "");
     }
 
-    /// Records whether the controller has got an event of `kind` since that many seconds after 1970.
+    /// Records whether the controller has got an event of `kind` since that many seconds after 1970,
+    /// with `detail` among its details.
     pub(crate) fn expect_event_since(
         &self,
         act: &mut Act,
         kind: &str,
         device: Option<&str>,
         since: u64,
+        detail: &str,
     ) {
         let id = device.and_then(|name| self.central.device(name).ok());
         let id = id.and_then(|record| record.get("id")?.as_str().map(str::to_owned));
@@ -121,7 +123,9 @@ impl<'l> Stage<'l> {
                     .get("at_ms")
                     .and_then(Value::as_u64)
                     .unwrap_or_default();
+                let details = event.get("details").map(Value::to_string);
                 at >= since * 1000
+                    && details.unwrap_or_default().contains(detail)
                     && id
                         .as_deref()
                         .is_none_or(|id| of("device") == Some(id) || of("reporter") == Some(id))

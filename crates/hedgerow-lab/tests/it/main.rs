@@ -3,6 +3,7 @@
 #[path = "../../../../fuzz/src/targets.rs"]
 mod targets;
 
+mod agreement;
 mod demonstration;
 
 use std::collections::BTreeSet;
