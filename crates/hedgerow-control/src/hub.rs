@@ -4,7 +4,7 @@
 //! the newest snapshot.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hedgerow_model::address::Underlay;
@@ -156,6 +156,7 @@ impl Counters {
 pub(crate) struct Hub {
     statuses: Mutex<BTreeMap<DeviceId, Status>>,
     next_session: AtomicU64,
+    served: AtomicUsize,
     progress: watch::Sender<u64>,
     /// Counters.
     pub(crate) counters: Counters,
@@ -167,6 +168,7 @@ impl Hub {
         Self {
             statuses: Mutex::default(),
             next_session: AtomicU64::new(1),
+            served: AtomicUsize::new(0),
             progress: watch::Sender::new(0),
             counters: Counters::default(),
         }
@@ -217,7 +219,12 @@ impl Hub {
 
     /// Returns how many sessions are served.
     pub(crate) fn connected(&self) -> usize {
-        self.statuses().values().filter(|s| s.live.is_some()).count()
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a device is served from now on.
+    pub(crate) fn serves_one_more(&self) {
+        self.served.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Removes a session that ended; returns whether it was the served one, and the held one that
@@ -227,6 +234,9 @@ impl Hub {
         let status = statuses.get_mut(&device)?;
         status.held.take_if(|l| l.session == session);
         let served = status.live.take_if(|l| l.session == session).is_some();
+        if served {
+            self.served.fetch_sub(1, Ordering::Relaxed);
+        }
         served.then(|| status.held.clone())?
     }
 }

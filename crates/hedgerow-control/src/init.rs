@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use hedgerow_identity::certificate::SpiffeId;
+use hedgerow_identity::certificate::{LEAF_ADDRESSES_MAX, SpiffeId};
 use hedgerow_identity::key::{SigningKey as _, SoftwareEd25519, SoftwareP256, SoftwareP384};
 use hedgerow_identity::trust::{Trust, root_set_digest, sign_manifest};
 use hedgerow_model::base32;
@@ -209,6 +209,23 @@ fn make_role_keys(layout: &Layout) -> anyhow::Result<Vec<RoleKey>> {
     Ok(out)
 }
 
+fn hosts(config: &Config) -> anyhow::Result<Vec<String>> {
+    let split = |e: &String| split_endpoint(e).map_err(anyhow::Error::msg);
+    config.endpoints.iter().map(|e| Ok(split(e)?.0)).collect()
+}
+
+/// Returns the addresses that the controller's certificate names: its own machine's loopback, and
+/// those that agents and operators use.
+pub(crate) fn own_names(config: &Config) -> anyhow::Result<Vec<IpAddr>> {
+    let mut out: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    for address in hosts(config)?.iter().filter_map(|h| h.parse().ok()) {
+        if !out.contains(&address) && out.len() < LEAF_ADDRESSES_MAX {
+            out.push(address);
+        }
+    }
+    Ok(out)
+}
+
 /// Makes a new key and certificate for the controller; `id` stays what it was.
 pub(crate) fn write_controller(
     layout: &Layout,
@@ -218,21 +235,12 @@ pub(crate) fn write_controller(
     now: Wall,
 ) -> anyhow::Result<()> {
     let id = id.unwrap_or_else(|| DeviceId(entropy::bytes()));
-    let mut hosts = Vec::new();
-    for endpoint in &config.endpoints {
-        hosts.push(split_endpoint(endpoint).map_err(anyhow::Error::msg)?.0);
-    }
-    let mut addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    addresses.extend(hosts.iter().filter_map(|h| h.parse::<IpAddr>().ok()));
-    addresses.sort();
-    addresses.dedup();
-    // Clients of one certificate take so many (LEAF_ADDRESSES_MAX).
-    addresses.truncate(8);
+    let hosts = hosts(config)?;
     let named = hosts.iter().find(|h| h.parse::<IpAddr>().is_err());
     let subject = Subject {
         uri: SpiffeId::Controller { id }.uri(&config.trust_domain),
         dns: named.cloned().unwrap_or_else(|| "localhost".to_owned()),
-        addresses,
+        addresses: own_names(config)?,
     };
     let key = FreshKey::p256()?;
     let life = Duration::from_secs(config.certificates.controller_days * 86_400);

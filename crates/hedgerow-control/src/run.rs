@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{Controller, load_trust};
 use crate::hub::dirty;
-use crate::init::{controller_id, write_controller};
+use crate::init::{controller_id, own_names, write_controller};
 use crate::keys::{self, Layout, chain_from_pem};
 use crate::listen::Door;
 use crate::notify::Notify;
@@ -142,6 +142,7 @@ fn spawn_chores(
         tokio::spawn(beacons(control.clone(), stopped.clone())),
         tokio::spawn(names(control.clone(), stopped.clone())),
         tokio::spawn(upkeep(control.clone(), tls.clone(), stopped.clone())),
+        tokio::spawn(upkeep_on_signal(control.clone(), tls.clone())),
     ]
 }
 
@@ -172,6 +173,22 @@ async fn upkeep(control: Arc<Controller>, tls: Arc<Tls>, mut stopped: watch::Rec
         .await
         .is_err()
     {
+        if let Err(error) = keep_up(&control, &tls).await {
+            tracing::error!(error = format!("{error:#}"), "upkeep failed; it is tried again");
+        }
+    }
+}
+
+/// `systemctl reload`: look now.
+async fn upkeep_on_signal(control: Arc<Controller>, tls: Arc<Tls>) {
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => {
+            tracing::warn!(%error, "no reload by signal");
+            return;
+        }
+    };
+    while hangup.recv().await.is_some() {
         if let Err(error) = keep_up(&control, &tls).await {
             tracing::error!(error = format!("{error:#}"), "upkeep failed; it is tried again");
         }
@@ -223,7 +240,12 @@ pub(crate) fn look_after_own_certificate(control: &Controller) -> anyhow::Result
                 let life = f.not_after_secs().saturating_sub(f.not_before_secs());
                 f.not_after_secs() > now.secs() + life / 3
             });
-        same_issuer && fresh
+        let names = own_names(&control.config).unwrap_or_default();
+        let reachable = chain
+            .first()
+            .and_then(|leaf| LeafFacts::parse(leaf).ok())
+            .is_some_and(|f| names.iter().all(|a| f.addresses().contains(a)));
+        same_issuer && fresh && reachable
     });
     if good {
         return Ok(false);

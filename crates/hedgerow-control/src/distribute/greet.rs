@@ -114,6 +114,7 @@ impl Agent {
             match copies {
                 Copies::Alone => {
                     s.live = Some(live);
+                    self.control.hub.serves_one_more();
                     s.events_upto = 0;
                     s.progress = crate::hub::Progress::default();
                 }
@@ -240,6 +241,9 @@ impl Agent {
         let taken = self.control.hub.with(self.device, |s| {
             if s.live.is_none() {
                 s.live = s.held.take_if(|l| l.session == number);
+                if s.live.is_some() {
+                    self.control.hub.serves_one_more();
+                }
             }
             s.live.as_ref().is_some_and(|l| l.session == number)
         });

@@ -85,18 +85,8 @@ impl Controller {
     ) -> Result<(PolicyRecord, Plan, Mono), Refusal> {
         let (policy, _warnings) = rules::read(source, "policy.yaml")?;
         let mut draft = self.draft().await;
-        let plan = hedgerow_policy::plan(
-            Some(&draft.next.policy.policy),
-            &policy,
-            &world(&draft.next),
-        );
-        refuse_plan(&plan)?;
-        if confirmation == Confirmation::None {
-            let losses = losses(&draft.next, &draft.next.policy.policy, &policy)?;
-            if !losses.is_empty() {
-                return Err(needs_confirmation(&losses));
-            }
-        }
+        // Connections are served on other threads meanwhile.
+        let plan = tokio::task::block_in_place(|| judge(&draft.next, &policy, confirmation))?;
         let now = self.clock.now();
         let authority = self.authority();
         let trust = draft.next.trust.clone();
@@ -108,10 +98,11 @@ impl Controller {
         let source = source.to_owned();
         let record = revise(&mut change, signer, source, actor, note, now.wall).await?;
         let in_force = InForce::new(record.clone(), policy);
-        for device in draft.next.living() {
-            // Compiles and signs every class now: what cannot be compiled is never in force.
-            in_force.program(&draft.next.facts(device), signer)?;
-        }
+        // Compiles and signs every class now: what cannot be compiled is never in force.
+        tokio::task::block_in_place(|| {
+            let mut living = draft.next.living();
+            living.try_for_each(|d| in_force.program(&draft.next.facts(d), signer).map(drop))
+        })?;
         set_members(&mut change.tx, draft.next.members.max(change.revision)).await?;
         let revision = change.commit().await?;
         draft.next.policy = std::sync::Arc::new(in_force);
@@ -163,17 +154,23 @@ impl Controller {
     ) -> Rollout {
         let mut progress = self.hub.watch_progress();
         let end = self.clock.instant(decided + within);
-        loop {
-            let rollout = self.rollout(revision, decided);
-            if rollout.waiting == 0 {
-                return rollout;
-            }
+        while self.are_waiting(revision) {
             if tokio::time::timeout_at(end, progress.changed()).await.is_err() {
-                return self.rollout(revision, decided);
+                break;
             }
             // News come in bursts; looking at every device once per burst is enough.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        self.rollout(revision, decided)
+    }
+
+    fn are_waiting(&self, revision: Revision) -> bool {
+        self.hub.statuses().values().any(|s| {
+            let p = &s.progress;
+            let verified = p.verified.is_some_and(|v| v.0 >= revision);
+            let rejected = p.rejected.as_ref().is_some_and(|r| r.0 >= revision);
+            s.live.is_some() && !verified && !rejected
+        })
     }
 
     fn rollout(&self, revision: Revision, decided: Mono) -> Rollout {
@@ -221,6 +218,24 @@ impl Controller {
         }
         self.hub.connected()
     }
+}
+
+/// Plans a change and refuses it if it must not be made.
+fn judge(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    confirmation: Confirmation,
+) -> Result<Plan, Refusal> {
+    let old = &snapshot.policy.policy;
+    let plan = hedgerow_policy::plan(Some(old), policy, &world(snapshot));
+    refuse_plan(&plan)?;
+    if confirmation == Confirmation::None {
+        let losses = losses(snapshot, old, policy)?;
+        if !losses.is_empty() {
+            return Err(needs_confirmation(&losses));
+        }
+    }
+    Ok(plan)
 }
 
 fn refuse_plan(plan: &Plan) -> Result<(), Refusal> {

@@ -233,17 +233,40 @@ impl Device {
         };
         let enrolled =
             accept_issued(&issued, trust, &key.public(), &introduction, now()).unwrap();
+        let resource = |kind, version, bytes: &[u8]| Resource {
+            kind,
+            version,
+            bytes: bytes.to_vec(),
+        };
+        let version = Revision {
+            timeline: enrolled.ticket.epoch,
+            number: enrolled.ticket.not_after_secs,
+        };
+        let list = &enrolled.revocations;
+        let resources = vec![
+            resource(ResourceKind::Revocations, list.version, list.bytes()),
+            resource(ResourceKind::Ticket, version, enrolled.ticket.bytes()),
+        ];
         Self {
             id: issued.device,
             trust: enrolled.trust,
             key,
             introduction,
             chain: enrolled.chain,
-            resources: Vec::new(),
-            holdings: Holdings::default(),
+            holdings: Holdings {
+                revision: None,
+                heads: resources.iter().map(Resource::head).collect(),
+                marks: resources.iter().map(|r| (r.kind, r.version)).collect(),
+            },
+            resources,
             generation: 0,
             ticket_epoch: enrolled.ticket.epoch,
         }
+    }
+
+    /// Starts its agent so many times without reaching the controller.
+    pub(crate) fn age(&mut self, starts: u64) {
+        self.generation += starts;
     }
 
     /// Returns a copy of the disk.
@@ -366,6 +389,12 @@ impl Uplink<'_> {
             Output::Apply(update) => {
                 self.updates += 1;
                 for r in update.set {
+                    if r.kind == ResourceKind::Manifest && r.version.number > 1 {
+                        // A chain, once there is more than one link.
+                        let links: Vec<minicbor::bytes::ByteVec> = minicbor::decode(&r.bytes).unwrap();
+                        let links: Vec<Vec<u8>> = links.into_iter().map(Into::into).collect();
+                        self.device.trust.adopt_chain(&links).unwrap();
+                    }
                     self.verify(&r);
                     self.device.resources.retain(|old| old.kind != r.kind);
                     self.device.resources.push(r);
@@ -455,6 +484,13 @@ impl Uplink<'_> {
         drop(self.stream.flush());
     }
 
+    /// Says something soon.
+    pub(crate) fn speak(&mut self) {
+        let now = now().mono;
+        self.session.ping(now);
+        self.session.handle_timeout(now);
+    }
+
     pub(crate) fn renew(&mut self, key: &SoftwareP256) {
         let csr = csr::make(key).unwrap();
         let introduction_key = self.device.introduction;
@@ -488,6 +524,10 @@ impl Uplink<'_> {
         let names = self.device.decoded::<Names>(ResourceKind::Names);
         let entries = names.map(|n| n.entries).unwrap_or_default();
         entries.iter().map(|e| e.name.to_string()).collect()
+    }
+
+    pub(crate) fn manifest_version(&self) -> u64 {
+        self.device.trust.manifest().version
     }
 
     pub(crate) fn ticket(&self) -> Ticket {

@@ -114,6 +114,12 @@ impl Central {
         }
     }
 
+    /// Has the running controller look at its files and store.
+    pub(crate) fn reload(&self) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().unwrap());
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     /// Stops, restores a backup over everything, and starts again.
     pub(crate) fn restore(&mut self, file: &std::path::Path) {
         self.stop();

@@ -274,6 +274,34 @@ fn a_copied_disk_is_held_and_both_are_flagged() {
 }
 
 #[test]
+fn of_two_living_sessions_with_one_identity_the_later_is_held() {
+    let central = Central::started();
+    let (mut sensor, _) = fleet(&central);
+    let mut copy = sensor.copied();
+    copy.age(5);
+    let mut a = sensor.connect(&central);
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+    let mut b = copy.connect(&central);
+    b.expect("being held", |o| matches!(o, Output::Held(_)));
+    assert!(!central.has_event("key_copied"), "the first may be gone: nothing is proven yet");
+    a.speak();
+    a.settle(Duration::from_millis(300));
+    central.until("both are flagged", || {
+        central.get("devices/a")["flagged"] == json!(true) && central.has_event("key_copied")
+    });
+    b.settle(Duration::from_millis(100));
+    assert_eq!(b.updates, 0, "a held session gets nothing");
+    b.close();
+    drop(a);
+
+    // After the first is gone and an operator decided, the device is served again.
+    let mut sensor = sensor.copied();
+    sensor.age(20);
+    let mut a = sensor.connect(&central);
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+}
+
+#[test]
 fn a_restored_backup_loses_no_revocation_and_takes_its_devices_back() {
     let mut central = Central::started();
     let (mut sensor, mut collector) = fleet(&central);
@@ -314,9 +342,12 @@ fn an_issuing_certificate_is_renewed_under_a_running_fleet() {
         "issuer", "renew", "--root-key", root.to_str().unwrap(),
         "--passphrase-file", central.passphrase.to_str().unwrap(), "--config",
     ]);
-    central.run(&["operator", "renew", "--config"]);
     let mut a = sensor.connect(&central);
     a.until("the old certificate works on", |u| u.holds(ResourceKind::Program));
+    central.reload();
+    a.until("the new manifest", |u| u.manifest_version() == 2);
+    central.run(&["operator", "renew", "--config"]);
+    assert_eq!(central.get("status")["manifest"], json!(2));
 }
 
 fn refusal(reply: &EnrollReply) -> Option<RefusalCode> {
