@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Fault, Wall};
 use rustix::fd::OwnedFd;
@@ -201,7 +202,16 @@ pub enum Command {
         /// What.
         bytes: Vec<u8>,
     },
-    /// Sends the packets that wait for `dst` to the peer that now holds it.
+    /// Sends the packets that wait for `dst` to the peer that now holds it, those that `profile` lets
+    /// pass; the others are answered like [`Command::RejectQueued`]. The kernel judged none of them:
+    /// it did not know the peer.
+    ReleaseJudged {
+        /// The destination that was [`Report::Wanted`].
+        dst: Overlay,
+        /// What the peer and this device may do.
+        profile: Box<Profile>,
+    },
+    /// Sends the packets that wait for `dst` unjudged.
     Release {
         /// The destination that was [`Report::Wanted`].
         dst: Overlay,

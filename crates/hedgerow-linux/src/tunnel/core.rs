@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now, Wall};
 
@@ -155,9 +156,6 @@ impl Core {
             self.want(Overlay(dst), packet, now.mono);
             return None;
         };
-        if !self.wanted.is_empty() {
-            self.release(Overlay(dst), now);
-        }
         self.seal_or_keep(place, buffer, len, now)
     }
 
@@ -226,7 +224,8 @@ impl Core {
                     self.stats.dropped_malformed += 1;
                 }
             }
-            Command::Release { dst } => self.release(dst, now),
+            Command::ReleaseJudged { dst, profile } => self.release(dst, Some(&profile), now),
+            Command::Release { dst } => self.release(dst, None, now),
             Command::RejectQueued { dst } => self.reject(dst),
             // An asker that is gone needs no answer.
             Command::ListPeers { reply } => drop(reply.try_send(self.peers.list(now.mono))),
@@ -355,14 +354,16 @@ impl Core {
         }
     }
 
-    fn release(&mut self, dst: Overlay, now: Now) {
+    fn release(&mut self, dst: Overlay, profile: Option<&Profile>, now: Now) {
         let Some(mut queue) = self.wanted.take(dst) else {
             return;
         };
         let place = self.peers.by_address(&dst.0);
         while let Some(packet) = queue.pop(&mut self.budget) {
+            let passes = profile.is_none_or(|p| inner::passes(&packet, p, now.wall));
             match place {
-                Some(place) => self.send_copy(place, &packet, now),
+                Some(place) if passes => self.send_copy(place, &packet, now),
+                Some(_) => self.refuse(&packet),
                 None => self.stats.dropped_waiting += 1,
             }
         }
@@ -371,10 +372,15 @@ impl Core {
     fn reject(&mut self, dst: Overlay) {
         let mut queue = self.wanted.take(dst).unwrap_or_default();
         while let Some(packet) = queue.pop(&mut self.budget) {
-            if let Some(answer) = inner::refusal(&packet) {
-                self.stats.rejected += 1;
-                self.outputs.push_back(Output::Deliver(answer));
-            }
+            self.refuse(&packet);
+        }
+    }
+
+    /// Tells our own kernel that a packet does not pass.
+    fn refuse(&mut self, packet: &[u8]) {
+        if let Some(answer) = inner::refusal(packet) {
+            self.stats.rejected += 1;
+            self.outputs.push_back(Output::Deliver(answer));
         }
     }
 

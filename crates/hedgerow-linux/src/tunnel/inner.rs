@@ -2,12 +2,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use hedgerow_model::Wall;
+use hedgerow_model::packet::{Direction, Packet};
+use hedgerow_model::ruleset::{Profile, Verdict};
+use hedgerow_model::service::Protocol;
+
 use super::message::{array_at, put};
 
 const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
 const ICMP_HEADER: usize = 8;
 const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
 /// Bytes of an IPv4 refusal (RFC 1812 §4.3.2.3) and of an IPv6 one (RFC 4443 §2.4).
 const V4_REFUSAL_BYTES_MAX: usize = 576;
@@ -46,6 +53,63 @@ pub fn decode(packet: &[u8]) -> Option<Inner> {
         }
         _ => None,
     }
+}
+
+/// Returns whether `profile` lets a packet of our own kernel pass.
+///
+/// What asks for something is judged as what it asks for. TCP without SYN and echo replies may
+/// belong to a flow that the peer began: they pass too when that flow may. Fragments, extension
+/// headers, errors and other protocols do not pass.
+pub fn passes(packet: &[u8], profile: &Profile, now: Wall) -> bool {
+    let judge = |direction, protocol, port| {
+        let packet = Packet {
+            direction,
+            protocol,
+            port,
+        };
+        !matches!(profile.decide(&packet, now), Verdict::Deny(_))
+    };
+    let Some((protocol, header)) = transport(packet) else {
+        return false;
+    };
+    let port = |at| u16::from_be_bytes(array_at(header, at));
+    match protocol {
+        PROTOCOL_TCP => {
+            let opens = header.get(13).is_none_or(|flags| flags & 0x12 == 0x02);
+            judge(Direction::Out, Protocol::Tcp, port(2))
+                || (!opens && judge(Direction::In, Protocol::Tcp, port(0)))
+        }
+        PROTOCOL_UDP => judge(Direction::Out, Protocol::Udp, port(2)),
+        _ => match (protocol, port(0)) {
+            (PROTOCOL_ICMP, 0x0800) | (PROTOCOL_ICMPV6, 0x8000) => {
+                judge(Direction::Out, Protocol::IcmpEcho, 0)
+            }
+            (PROTOCOL_ICMP, 0) | (PROTOCOL_ICMPV6, 0x8100) => {
+                judge(Direction::In, Protocol::IcmpEcho, 0)
+            }
+            _ => false,
+        },
+    }
+}
+
+/// Returns protocol and transport header of a whole packet, at least the header's fixed part.
+fn transport(packet: &[u8]) -> Option<(u8, &[u8])> {
+    decode(packet)?;
+    let (protocol, at) = match packet.first()? >> 4 {
+        4 => {
+            let fragment = u16::from_be_bytes(array_at(packet, 6)) & 0x3fff;
+            let header = usize::from(packet.first()? & 0x0f) * 4;
+            (fragment == 0).then_some((*packet.get(9)?, header))?
+        }
+        _ => (*packet.get(6)?, V6_HEADER),
+    };
+    let header = packet.get(at..)?;
+    let least = match protocol {
+        PROTOCOL_TCP => 20,
+        PROTOCOL_UDP | PROTOCOL_ICMP | PROTOCOL_ICMPV6 => 8,
+        _ => return None,
+    };
+    (header.len() >= least).then_some((protocol, header))
 }
 
 /// Makes the ICMP answer "administratively prohibited" to a packet of our own kernel, so that its

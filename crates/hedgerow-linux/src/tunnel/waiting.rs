@@ -90,10 +90,6 @@ pub(super) struct Pushed {
 }
 
 impl Destinations {
-    pub(super) fn is_empty(&self) -> bool {
-        self.map.is_empty()
-    }
-
     pub(super) fn push(
         &mut self,
         dst: Overlay,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use hedgerow_model::Now;
 use hedgerow_model::address::Underlay;
+use hedgerow_model::ruleset::{Entry, Profile, RuleRef, Verdict};
+use hedgerow_model::service::{Ports, Protocol};
 use proptest::prelude::*;
 
 use super::pair::*;
@@ -371,5 +373,79 @@ proptest! {
         pump(&mut a, &mut b, at(2));
         prop_assert!(b.got().is_empty());
         exchange(&mut a, &mut b, at(3));
+    }
+}
+
+/// A packet with a transport header: ports, or type and code, and TCP's flags.
+fn speaking(is_v6: bool, protocol: u8, first: u16, second: u16, flags: u8) -> Vec<u8> {
+    let mut header = [first.to_be_bytes(), second.to_be_bytes()].concat();
+    header.resize(20, 0);
+    header[13] = flags;
+    let (src, dst) = if is_v6 { (v6(1), v6(2)) } else { (v4(1), v4(2)) };
+    let mut p = packet(src, dst, &header);
+    p[if is_v6 { 6 } else { 9 }] = protocol;
+    p
+}
+
+#[test]
+fn tunnel_attack_first_packets_to_an_unknown_peer_do_not_escape_the_policy() {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    let ports = |protocol, first| Ports {
+        protocol,
+        first,
+        last: first,
+    };
+    let entry = |ports| Entry {
+        ports,
+        verdict: Verdict::Accept,
+        until: None,
+    };
+    let profile = Profile {
+        inbound: vec![entry(ports(Protocol::Tcp, 22))],
+        outbound: vec![entry(ports(Protocol::Tcp, 502))],
+        inbound_default: Verdict::Deny(RuleRef(0)),
+        outbound_default: Verdict::Deny(RuleRef(0)),
+    };
+    for is_v6 in [true, false] {
+        let echo = if is_v6 { (58, 0x8000) } else { (1, 0x0800) };
+        let mut fragment = speaking(is_v6, 6, 40_000, 502, SYN);
+        match is_v6 {
+            // An extension header, and more fragments to come.
+            true => fragment[6] = 44,
+            false => fragment[6] = 0x20,
+        }
+        let denied = [
+            speaking(is_v6, 17, 40_000, 161, 0),
+            speaking(is_v6, 17, 502, 502, 0),
+            speaking(is_v6, 6, 22, 23, SYN),
+            speaking(is_v6, echo.0, echo.1, 0, 0),
+            speaking(is_v6, 132, 40_000, 502, 0),
+            fragment,
+        ];
+        let allowed = [
+            speaking(is_v6, 6, 40_000, 502, SYN),
+            speaking(is_v6, 6, 22, 40_000, ACK),
+        ];
+        for p in &denied {
+            assert!(!crate::tunnel::inner::passes(p, &profile, at(1).wall));
+        }
+        let (mut a, mut b) = (Node::new(1), Node::new(2));
+        b.tell(Command::SetPeer(a.config()), at(0));
+        for p in denied[..3].iter().chain(&allowed) {
+            a.send(p, at(1));
+        }
+        let dst = overlay(if is_v6 { v6(2) } else { v4(2) });
+        assert_eq!(a.said(), [Report::Wanted { dst }]);
+        a.tell(Command::SetPeer(b.config()), at(2));
+        // What follows was judged by the kernel and does not take the others with it.
+        a.send(&speaking(is_v6, 6, 40_001, 502, SYN), at(2));
+        pump(&mut a, &mut b, at(2));
+        assert_eq!(b.got().len(), 1);
+        let profile = Box::new(profile.clone());
+        a.tell(Command::ReleaseJudged { dst, profile }, at(3));
+        pump(&mut a, &mut b, at(3));
+        assert_eq!(b.got(), allowed);
+        assert_eq!(a.core.stats().rejected, 3);
     }
 }
