@@ -12,11 +12,11 @@ use minicbor::{Decode, Encode};
 
 use crate::clock::Clock;
 use crate::config::{Config, RawConfig};
+use crate::disk;
 use crate::entropy;
 use crate::keys::Layout;
 use crate::run::hold;
 use crate::store::{Store, revocations};
-use crate::disk;
 
 /// The format this program writes and reads.
 const FORMAT: u32 = 1;
@@ -87,8 +87,8 @@ pub(crate) async fn backup(config_file: &Path, target: &Path) -> anyhow::Result<
 /// Fills a state directory from a backup, in a timeline larger than any before. Returns it.
 pub(crate) async fn restore(source: &Path, dir: &Path, clock: Clock) -> anyhow::Result<u64> {
     let bytes = disk::read(source).with_context(|| format!("cannot read {}", source.display()))?;
-    let archive = unpack(&bytes)
-        .with_context(|| format!("{} is not a whole backup", source.display()))?;
+    let archive =
+        unpack(&bytes).with_context(|| format!("{} is not a whole backup", source.display()))?;
     let dir = std::path::absolute(dir)?;
     let layout = Layout::new(&dir);
     disk::create_dir(&dir)?;
@@ -121,7 +121,11 @@ async fn begin_timeline(store: &Store, before: u64, clock: Clock) -> anyhow::Res
     let now = clock.now();
     let old = store.revision().await?;
     // The clock makes two restores of one backup differ; the counters make sure that it grows.
-    let by_clock = if now.wall_is_trusted { now.wall.secs() } else { 0 };
+    let by_clock = if now.wall_is_trusted {
+        now.wall.secs()
+    } else {
+        0
+    };
     let timeline = (old.timeline.max(before) + 1).max(by_clock);
     let mut tx = store.note().await?;
     let list = revocations::list(&mut tx, old, now.wall.secs()).await?;
@@ -149,7 +153,10 @@ fn unpack(bytes: &[u8]) -> anyhow::Result<Archive> {
     }
     let archive: Archive = minicbor::decode(body).map_err(anyhow::Error::msg)?;
     if archive.format != FORMAT {
-        bail!("its format is {}, this program reads {FORMAT}", archive.format);
+        bail!(
+            "its format is {}, this program reads {FORMAT}",
+            archive.format
+        );
     }
     for (name, _) in &archive.files {
         let plain = Path::new(name)

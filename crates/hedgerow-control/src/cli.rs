@@ -142,8 +142,7 @@ pub(crate) fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
-            EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn")),
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn")),
         )
         .with_ansi(false)
         .init();
@@ -233,7 +232,11 @@ async fn make(args: InitArgs) -> anyhow::Result<()> {
             .unwrap_or_else(|| SocketAddr::from(([0u16; 8], port))),
         dir: std::path::absolute(&args.dir)?,
         operator: args.operator,
-        passphrase: args.passphrase_file.as_deref().map(passphrase).transpose()?,
+        passphrase: args
+            .passphrase_file
+            .as_deref()
+            .map(passphrase)
+            .transpose()?,
     };
     let made = init::init(wish, Clock::start()).await?;
     let l = &made.layout;
@@ -268,7 +271,10 @@ fn passphrase(path: &Path) -> anyhow::Result<Zeroizing<String>> {
         *text = disk::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
     }
     let line = Zeroizing::new(text.lines().next().unwrap_or_default().to_owned());
-    anyhow::ensure!(line.len() >= 12, "the passphrase takes at least 12 characters");
+    anyhow::ensure!(
+        line.len() >= 12,
+        "the passphrase takes at least 12 characters"
+    );
     Ok(line)
 }
 

@@ -180,10 +180,7 @@ impl Controller {
         };
         let version = snapshot.standing.revocation_version();
         let beacon = signer.beacon(version, self.clock.wall())?;
-        *self
-            .beacon
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(beacon);
+        *self.beacon.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(beacon);
         Ok(())
     }
 
@@ -235,9 +232,15 @@ async fn load_snapshot(
         None => None,
     };
     let policy = store.policy().await?;
-    let current = list.as_ref().is_some_and(|l| l.version.timeline == timeline)
-        && states.as_ref().is_some_and(|s| s.revision.timeline == timeline)
-        && policy.as_ref().is_some_and(|p| p.revision.timeline == timeline);
+    let current = list
+        .as_ref()
+        .is_some_and(|l| l.version.timeline == timeline)
+        && states
+            .as_ref()
+            .is_some_and(|s| s.revision.timeline == timeline)
+        && policy
+            .as_ref()
+            .is_some_and(|p| p.revision.timeline == timeline);
     let (list, states, record) = match (list, states, policy) {
         (Some(l), Some(s), Some(p)) if current => (l, s, p),
         (_, _, policy) => mint(store, signer, policy, &devices, now).await?,

@@ -40,6 +40,8 @@ pub(crate) mod dirty {
 #[derive(Debug, Default)]
 pub(crate) struct Signal {
     bits: AtomicU32,
+    raised: AtomicU64,
+    handled: AtomicU64,
     notify: Notify,
 }
 
@@ -47,12 +49,24 @@ impl Signal {
     /// Sets bits and wakes the session.
     pub(crate) fn raise(&self, bits: u32) {
         self.bits.fetch_or(bits, Ordering::AcqRel);
+        self.raised.fetch_add(1, Ordering::AcqRel);
         self.notify.notify_one();
     }
 
-    /// Takes every bit.
-    pub(crate) fn take(&self) -> u32 {
-        self.bits.swap(0, Ordering::AcqRel)
+    /// Takes every bit, and the mark to give back to [`Signal::handled`].
+    pub(crate) fn take(&self) -> (u32, u64) {
+        let mark = self.raised.load(Ordering::Acquire);
+        (self.bits.swap(0, Ordering::AcqRel), mark)
+    }
+
+    /// Notes that everything raised until `mark` was looked at.
+    pub(crate) fn handled(&self, mark: u64) {
+        self.handled.fetch_max(mark, Ordering::AcqRel);
+    }
+
+    /// Returns whether something was raised that the session has not looked at yet.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.raised.load(Ordering::Acquire) > self.handled.load(Ordering::Acquire)
     }
 
     /// Waits until bits were set since the last wait.
@@ -89,7 +103,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Returns whether everything it was told stands in its kernel.
-    pub(crate) fn is_verified(&self) -> bool {
+    fn is_verified(&self) -> bool {
         match (self.wanted, self.verified) {
             (Some(wanted), Some(verified)) => verified.0 >= wanted,
             (None, _) | (_, None) => false,
@@ -116,6 +130,14 @@ pub(crate) struct Status {
     pub(crate) generation: u64,
     /// Events of this session below this sequence number are stored.
     pub(crate) events_upto: u64,
+}
+
+impl Status {
+    /// Returns whether the device's kernel enforces everything that is decided for it.
+    pub(crate) fn is_verified(&self) -> bool {
+        let pending = self.live.as_ref().is_some_and(|l| l.signal.is_pending());
+        !pending && self.progress.is_verified()
+    }
 }
 
 /// Counters for `GET metrics`.

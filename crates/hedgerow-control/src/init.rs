@@ -8,25 +8,23 @@ use anyhow::{Context as _, bail};
 use hedgerow_identity::certificate::{LEAF_ADDRESSES_MAX, SpiffeId};
 use hedgerow_identity::key::{SigningKey as _, SoftwareEd25519, SoftwareP256, SoftwareP384};
 use hedgerow_identity::trust::{Trust, root_set_digest, sign_manifest};
+use hedgerow_model::Wall;
 use hedgerow_model::base32;
 use hedgerow_model::id::{DeviceId, Digest, OperatorName, TrustDomain};
 use hedgerow_model::statement::{Issuer, Manifest, Role, RoleKey, Root};
-use hedgerow_model::Wall;
 use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PublicKeyData as _};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::config::{
-    Config, RawCertificates, RawConfig, RawFleet, RawLimits, split_endpoint,
-};
+use crate::config::{Config, RawCertificates, RawConfig, RawFleet, RawLimits, split_endpoint};
 use crate::control::fact;
+use crate::disk;
 use crate::entropy::{self, SystemRandom};
 use crate::issue::{self, Authority, FreshKey, Subject};
 use crate::keys::{self, Layout, chain_pem, role_file};
 use crate::root_file;
 use crate::store::{Store, add_manifest, set_fact};
-use crate::disk;
 
 /// Life of the first issuing certificate.
 pub(crate) const ISSUER_DAYS: u64 = 365;
@@ -137,18 +135,12 @@ async fn build(
     let root_der = issue::root(&wish.trust_domain, &root, now)?;
     let given = wish.passphrase.clone();
     let passphrase = given.clone().unwrap_or_else(make_passphrase);
-    let sealed = root_file::seal(
-        &root_pkcs8,
-        &passphrase,
-        entropy::bytes(),
-        entropy::bytes(),
-    )?;
+    let sealed = root_file::seal(&root_pkcs8, &passphrase, entropy::bytes(), entropy::bytes())?;
     disk::write(&layout.root_key(), sealed.as_bytes())?;
 
     let issuing = FreshKey::p256()?;
     let end = now.secs() + ISSUER_DAYS * 86_400;
-    let issuer_der =
-        issue::issuing(&wish.trust_domain, &issuing.pair, &root_der, root, now, end)?;
+    let issuer_der = issue::issuing(&wish.trust_domain, &issuing.pair, &root_der, root, now, end)?;
     let issuer = SoftwareP256::from_pkcs8_pem(&issuing.pem)?;
     let file = keys::issuer_file(issuer.key_id().0);
     disk::write(&layout.key(&file), issuing.pem.as_bytes())?;
@@ -195,7 +187,12 @@ async fn write_store(layout: &Layout, genesis: &Digest, manifest: &[u8]) -> anyh
 }
 
 fn make_role_keys(layout: &Layout) -> anyhow::Result<Vec<RoleKey>> {
-    let roles = [Role::Policy, Role::Revocation, Role::Update, Role::Checkpoint];
+    let roles = [
+        Role::Policy,
+        Role::Revocation,
+        Role::Update,
+        Role::Checkpoint,
+    ];
     let mut out = Vec::new();
     for role in roles {
         let key = SoftwareEd25519::generate(&mut SystemRandom);
@@ -275,7 +272,10 @@ pub(crate) fn write_operator(
     let final_layout = Layout::new(&config.dir);
     let operator = final_layout.operator("operator.pem");
     let cli = CliToml {
-        url: format!("https://{}", config.endpoints.first().map_or("", String::as_str)),
+        url: format!(
+            "https://{}",
+            config.endpoints.first().map_or("", String::as_str)
+        ),
         certificate: operator.clone(),
         key: operator,
         root: final_layout.operator("ca.pem"),
@@ -283,7 +283,10 @@ pub(crate) fn write_operator(
     disk::write(&layout.operator("operator.pem"), both.as_bytes())?;
     let roots = chain_pem(&[root_der.to_vec()]);
     disk::write(&layout.operator("ca.pem"), roots.as_bytes())?;
-    disk::write(&layout.operator("cli.toml"), toml::to_string(&cli)?.as_bytes())?;
+    disk::write(
+        &layout.operator("cli.toml"),
+        toml::to_string(&cli)?.as_bytes(),
+    )?;
     Ok(())
 }
 
@@ -307,4 +310,3 @@ pub(crate) fn controller_id(layout: &Layout, trust: &Trust) -> Option<DeviceId> 
     let facts = hedgerow_identity::certificate::LeafFacts::parse(chain.first()?).ok()?;
     SpiffeId::from_uri(facts.uri(), trust.trust_domain())?.id()
 }
-

@@ -46,8 +46,8 @@ pub(crate) async fn renew_issuer(
 ) -> anyhow::Result<u64> {
     let config = Config::load(config_file).map_err(anyhow::Error::msg)?;
     let layout = Layout::new(&config.dir);
-    let sealed = disk::read_text(root_key)
-        .with_context(|| format!("cannot read {}", root_key.display()))?;
+    let sealed =
+        disk::read_text(root_key).with_context(|| format!("cannot read {}", root_key.display()))?;
     let pkcs8 = root_file::open(&sealed, passphrase)
         .with_context(|| format!("cannot open {}", root_key.display()))?;
     let root = SoftwareP384::from_pkcs8_der(&pkcs8)?;

@@ -161,7 +161,10 @@ async fn beacons(control: Arc<Controller>, mut stopped: watch::Receiver<bool>) {
 /// Tells sessions about changed names: at once while they are few, in wider steps for many.
 async fn names(control: Arc<Controller>, mut stopped: watch::Receiver<bool>) {
     let mut pause = NAMES_EVERY;
-    while tokio::time::timeout(pause, stopped.changed()).await.is_err() {
+    while tokio::time::timeout(pause, stopped.changed())
+        .await
+        .is_err()
+    {
         let told = control.tell_names();
         let seconds = u64::try_from(told / NAMES_PER_SECOND).unwrap_or(60).min(60);
         pause = NAMES_EVERY + Duration::from_secs(seconds);
@@ -174,7 +177,10 @@ async fn upkeep(control: Arc<Controller>, tls: Arc<Tls>, mut stopped: watch::Rec
         .is_err()
     {
         if let Err(error) = keep_up(&control, &tls).await {
-            tracing::error!(error = format!("{error:#}"), "upkeep failed; it is tried again");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "upkeep failed; it is tried again"
+            );
         }
     }
 }
@@ -190,7 +196,10 @@ async fn upkeep_on_signal(control: Arc<Controller>, tls: Arc<Tls>) {
     };
     while hangup.recv().await.is_some() {
         if let Err(error) = keep_up(&control, &tls).await {
-            tracing::error!(error = format!("{error:#}"), "upkeep failed; it is tried again");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "upkeep failed; it is tried again"
+            );
         }
     }
 }
@@ -232,7 +241,9 @@ pub(crate) fn look_after_own_certificate(control: &Controller) -> anyhow::Result
     let now = control.clock.wall();
     let current = own_certificate(&control.layout);
     let good = current.as_ref().is_ok_and(|(chain, _)| {
-        let same_issuer = chain.get(1).is_some_and(|der| der == authority.issuer_der().as_ref());
+        let same_issuer = chain
+            .get(1)
+            .is_some_and(|der| der == authority.issuer_der().as_ref());
         let fresh = chain
             .first()
             .and_then(|leaf| LeafFacts::parse(leaf).ok())
@@ -257,8 +268,7 @@ pub(crate) fn look_after_own_certificate(control: &Controller) -> anyhow::Result
 
 fn own_certificate(layout: &Layout) -> anyhow::Result<(Vec<Vec<u8>>, Vec<u8>)> {
     let path = layout.key("controller.pem");
-    let text =
-        disk::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = disk::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let key = unpem("PRIVATE KEY", &text)
         .with_context(|| format!("{} holds no private key", path.display()))?;
     Ok((chain_from_pem(&text), key))
@@ -269,9 +279,11 @@ impl Controller {
     pub(crate) async fn prune(&self) -> Result<(), crate::refusal::Refusal> {
         let now = self.clock.now();
         let standing = self.snapshot().standing.clone();
-        let over = standing
-            .revocations()
-            .is_some_and(|l| l.entries.iter().any(|e| e.drop_after_secs < now.wall.secs()));
+        let over = standing.revocations().is_some_and(|l| {
+            l.entries
+                .iter()
+                .any(|e| e.drop_after_secs < now.wall.secs())
+        });
         if !over || !now.wall_is_trusted {
             return Ok(());
         }

@@ -86,10 +86,6 @@ impl Signer<'_> {
 
     /// Signs the hash of a policy revision.
     pub(crate) fn policy_hash(&self, hash: &[u8]) -> Result<Vec<u8>, Refusal> {
-        Ok(self
-            .authority
-            .policy
-            .sign(hash)
-            .map_err(IssueError::from)?)
+        Ok(self.authority.policy.sign(hash).map_err(IssueError::from)?)
     }
 }

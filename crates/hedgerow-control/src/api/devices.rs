@@ -163,7 +163,7 @@ fn view(control: &Controller, d: &DeviceRecord) -> DeviceView {
         received_revision: p.received.map(|r| r.0.to_string()),
         verified_revision: p.verified.map(|v| v.0.to_string()),
         verified_ms: p.verified.map(|v| v.3.0),
-        verified: p.is_verified(),
+        verified: status.is_verified(),
         rejected: p.rejected.as_ref().map(|r| r.1.clone()),
         endpoints: status.endpoints.iter().map(ToString::to_string).collect(),
         epoch: d.epoch,

@@ -123,12 +123,14 @@ pub(super) async fn status(State(control): State<Shared>) -> Json<FleetStatus> {
                 session_held: s.is_some_and(|s| s.held.is_some()),
                 wanted_revision: progress.and_then(|p| p.wanted).map(|r| r.to_string()),
                 verified_revision: verified.map(|v| v.0.to_string()),
-                verified: progress.is_some_and(crate::hub::Progress::is_verified),
+                verified: s.is_some_and(crate::hub::Status::is_verified),
                 verified_age_ms: verified.map(|v| millis(now.mono.since(v.2))),
                 seen_age_ms: s
                     .filter(|s| s.seen.0 > 0)
                     .map(|s| millis(now.wall.since(s.seen))),
-                rejected: progress.and_then(|p| p.rejected.as_ref()).map(|r| r.1.clone()),
+                rejected: progress
+                    .and_then(|p| p.rejected.as_ref())
+                    .map(|r| r.1.clone()),
             }
         })
         .collect();
@@ -145,7 +147,10 @@ pub(super) async fn status(State(control): State<Shared>) -> Json<FleetStatus> {
         enrolled: devices.len(),
         connected: devices.iter().filter(|d| d.connected).count(),
         verified: devices.iter().filter(|d| d.connected && d.verified).count(),
-        quarantined: devices.iter().filter(|d| d.state == Some("quarantine")).count(),
+        quarantined: devices
+            .iter()
+            .filter(|d| d.state == Some("quarantine"))
+            .count(),
         flagged: devices.iter().filter(|d| d.flagged).count(),
         devices,
     })
@@ -204,17 +209,57 @@ pub(super) async fn metrics(State(control): State<Shared>) -> String {
     let c = &control.hub.counters;
     let known = snapshot.devices_known() as u64;
     let rows = [
-        ("hedgerow_agents_connected", "gauge", control.hub.connected() as u64),
+        (
+            "hedgerow_agents_connected",
+            "gauge",
+            control.hub.connected() as u64,
+        ),
         ("hedgerow_devices_known", "gauge", known),
-        ("hedgerow_revision_number", "gauge", snapshot.revision.number),
-        ("hedgerow_connections_accepted_total", "counter", Counters::get(&c.accepted)),
-        ("hedgerow_connections_shed_total", "counter", Counters::get(&c.shed)),
-        ("hedgerow_handshakes_failed_total", "counter", Counters::get(&c.handshakes_failed)),
-        ("hedgerow_agents_busy_total", "counter", Counters::get(&c.busy)),
-        ("hedgerow_messages_refused_total", "counter", Counters::get(&c.refused)),
-        ("hedgerow_updates_total", "counter", Counters::get(&c.updates)),
-        ("hedgerow_certificates_issued_total", "counter", Counters::get(&c.issued)),
-        ("hedgerow_events_dropped_total", "counter", Counters::get(&c.events_dropped)),
+        (
+            "hedgerow_revision_number",
+            "gauge",
+            snapshot.revision.number,
+        ),
+        (
+            "hedgerow_connections_accepted_total",
+            "counter",
+            Counters::get(&c.accepted),
+        ),
+        (
+            "hedgerow_connections_shed_total",
+            "counter",
+            Counters::get(&c.shed),
+        ),
+        (
+            "hedgerow_handshakes_failed_total",
+            "counter",
+            Counters::get(&c.handshakes_failed),
+        ),
+        (
+            "hedgerow_agents_busy_total",
+            "counter",
+            Counters::get(&c.busy),
+        ),
+        (
+            "hedgerow_messages_refused_total",
+            "counter",
+            Counters::get(&c.refused),
+        ),
+        (
+            "hedgerow_updates_total",
+            "counter",
+            Counters::get(&c.updates),
+        ),
+        (
+            "hedgerow_certificates_issued_total",
+            "counter",
+            Counters::get(&c.issued),
+        ),
+        (
+            "hedgerow_events_dropped_total",
+            "counter",
+            Counters::get(&c.events_dropped),
+        ),
     ];
     rows.iter()
         .map(|(name, kind, value)| format!("# TYPE {name} {kind}\n{name} {value}\n"))

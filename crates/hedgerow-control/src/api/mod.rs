@@ -260,6 +260,11 @@ mod tests {
         let (_, description) = super::routes();
         let paths = description.paths.paths.len();
         assert!(paths >= 22, "{paths}");
-        assert!(description.to_json().unwrap().contains("/api/v1/policy/apply"));
+        assert!(
+            description
+                .to_json()
+                .unwrap()
+                .contains("/api/v1/policy/apply")
+        );
     }
 }

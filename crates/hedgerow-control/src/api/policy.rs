@@ -514,7 +514,10 @@ pub(super) async fn reach(
     let living = snapshot.living().count();
     if living * living * services.len() > REACH_ROWS_MAX {
         return Err(Refusal::invalid(
-            format!("{living} devices and {} services make too many rows", services.len()),
+            format!(
+                "{living} devices and {} services make too many rows",
+                services.len()
+            ),
             "name fewer services, or ask `hedgerow explain` for one pair",
         ));
     }
@@ -545,10 +548,7 @@ pub(super) async fn reach(
     .await
 }
 
-fn services_of(
-    snapshot: &Snapshot,
-    text: Option<&str>,
-) -> Result<Vec<(String, Ports)>, Refusal> {
+fn services_of(snapshot: &Snapshot, text: Option<&str>) -> Result<Vec<(String, Ports)>, Refusal> {
     let mut out = Vec::new();
     match text {
         Some(text) => {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hedgerow_identity::certificate::Access;
+use hedgerow_model::Mono;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::resource::{ResourceHead, ResourceKind};
 use hedgerow_sync::message::{Hello, Welcome};
@@ -18,6 +19,9 @@ use crate::store::devices::DeviceRecord;
 const HAND_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Agents sent away come back after this, and up to as much again.
 const BUSY_SECS: u64 = 5;
+
+/// How long the end of an older connection may take to be noticed.
+const TOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// What a greeting shows of the identity's other uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +52,7 @@ impl Agent {
             return Ok(());
         }
         let restored = snapshot.restored.filter(|restored| {
-            hello.revocations > *restored
-                && hello.revocations.timeline < snapshot.revision.timeline
+            hello.revocations > *restored && hello.revocations.timeline < snapshot.revision.timeline
         });
         let welcome = Welcome {
             capability: hello.capability,
@@ -81,7 +84,10 @@ impl Agent {
         self.arrived(&hello);
         match copies {
             Copies::Alone => self.serve_now(&hello),
-            Copies::Contested => self.wait_for_the_other(),
+            Copies::Contested => {
+                self.wait_for_the_other();
+                Ok(())
+            }
             Copies::Stale => self.copied().await,
         }
     }
@@ -176,11 +182,10 @@ impl Agent {
     }
 
     /// Waits until it is clear whether the other session lives.
-    fn wait_for_the_other(&mut self) -> Result<(), End> {
+    fn wait_for_the_other(&mut self) {
         self.standing = Standing::Held;
-        self.session
-            .hold("another session with this identity is open; waiting for it to end")?;
-        Ok(())
+        // An agent that came back faster than its old connection ended need not hear of this.
+        self.told_at = self.control.clock.now().mono + TOLD_AFTER;
     }
 
     /// This identity is used twice: both are flagged, the later one gets nothing.
@@ -251,6 +256,7 @@ impl Agent {
             return Ok(());
         }
         self.standing = Standing::Served;
+        self.told_at = Mono::NEVER;
         self.session.release();
         self.refresh(dirty::ALL)
     }

@@ -60,6 +60,8 @@ struct Agent {
     wanted: Option<Revision>,
     /// This session is the served one, and another claims its identity.
     contested: bool,
+    /// When this one is told that it is held, unless the other has ended by then.
+    told_at: Mono,
 }
 
 /// Why a connection ends.
@@ -114,6 +116,7 @@ pub(crate) async fn serve(
         awaits_until: Mono::NEVER,
         wanted: None,
         contested: false,
+        told_at: Mono::NEVER,
         control,
     };
     let end = agent.run(&mut stream).await;
@@ -160,7 +163,8 @@ impl Agent {
     }
 
     fn deadline(&self) -> tokio::time::Instant {
-        let (mut at, _why) = self.session.deadline();
+        let (at, _why) = self.session.deadline();
+        let mut at = at.min(self.told_at);
         if !self.awaits.is_empty() {
             at = at.min(self.awaits_until);
         }
@@ -194,6 +198,11 @@ impl Agent {
     fn timeout(&mut self) -> Result<(), End> {
         let now = self.control.clock.now().mono;
         self.session.handle_timeout(now);
+        if now >= self.told_at {
+            self.told_at = Mono::NEVER;
+            self.session
+                .hold("another session with this identity is open; waiting for it to end")?;
+        }
         if !self.awaits.is_empty() && now >= self.awaits_until {
             // It had its chance; what it holds will be offered again at its next connection.
             self.awaits.clear();
@@ -207,7 +216,13 @@ impl Agent {
 
     /// Looks at what changed.
     fn woken(&mut self) -> Result<(), End> {
-        let bits = self.signal.take();
+        let (bits, mark) = self.signal.take();
+        let result = self.look_at(bits);
+        self.signal.handled(mark);
+        result
+    }
+
+    fn look_at(&mut self, bits: u32) -> Result<(), End> {
         if bits & dirty::STOP != 0 {
             self.session.bye("the controller stops; it will be back");
             return Ok(());
@@ -252,7 +267,9 @@ impl Agent {
             return Ok(());
         }
         let snapshot = self.control.snapshot();
-        let changed = self.offers.refresh(&self.control, &snapshot, self.device, bits)?;
+        let changed = self
+            .offers
+            .refresh(&self.control, &snapshot, self.device, bits)?;
         if !changed {
             return Ok(());
         }

@@ -97,9 +97,9 @@ impl Offers {
         snapshot: &Snapshot,
     ) {
         let all = self.by_kind.values().all(|o| heads.contains(&o.head()));
-        if let Some(held) = held.filter(|h| {
-            all && h.timeline == snapshot.revision.timeline && *h <= snapshot.revision
-        }) {
+        if let Some(held) = held
+            .filter(|h| all && h.timeline == snapshot.revision.timeline && *h <= snapshot.revision)
+        {
             self.changed_at = Some(held);
         }
     }

@@ -134,9 +134,8 @@ impl Agent {
                 Ok(())
             }
             Err(refusal) => {
-                let later = later.filter(|_| {
-                    matches!(refusal.kind, Kind::Busy | Kind::Unavailable | Kind::Bug)
-                });
+                let later = later
+                    .filter(|_| matches!(refusal.kind, Kind::Busy | Kind::Unavailable | Kind::Bug));
                 Ok(self
                     .session
                     .renew_refused(id, &refusal.to_string(), later)?)
@@ -148,10 +147,13 @@ impl Agent {
     pub(super) fn resolve(&mut self, id: u64, query: PeerQuery) -> Result<(), End> {
         let snapshot = self.control.snapshot();
         let may = self.standing == Standing::Served;
-        let peer = snapshot.resolve(&query).filter(|_| may).map(|d| ResolvedPeer {
-            ticket: d.ticket.clone(),
-            endpoints: self.control.hub.with(d.id, |s| s.endpoints.clone()),
-        });
+        let peer = snapshot
+            .resolve(&query)
+            .filter(|_| may)
+            .map(|d| ResolvedPeer {
+                ticket: d.ticket.clone(),
+                endpoints: self.control.hub.with(d.id, |s| s.endpoints.clone()),
+            });
         Ok(self.session.resolved(id, peer)?)
     }
 
@@ -167,8 +169,7 @@ impl Agent {
         }
         if !news.is_empty() {
             let (answer, stored) = oneshot::channel();
-            self.control
-                .note(Note::Reported(self.device, news, answer));
+            self.control.note(Note::Reported(self.device, news, answer));
             if !stored.await.unwrap_or(false) {
                 return Ok(());
             }
@@ -183,7 +184,12 @@ impl Agent {
     pub(super) async fn left(&mut self) -> Result<(), End> {
         let id = self.device.to_string();
         self.control
-            .end_device("the device itself", &id, Ending::Left, "left of its own accord")
+            .end_device(
+                "the device itself",
+                &id,
+                Ending::Left,
+                "left of its own accord",
+            )
             .await?;
         self.session.bye("this device has left");
         Ok(())

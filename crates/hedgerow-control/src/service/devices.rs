@@ -186,7 +186,12 @@ impl Controller {
         devices::put(&mut change.tx, &record).await?;
         let drop_after = self.drop_after(old.not_after_secs);
         addresses::release(&mut change.tx, record.id, drop_after).await?;
-        let mut why = if reason.is_empty() { how.as_str() } else { reason }.to_owned();
+        let mut why = if reason.is_empty() {
+            how.as_str()
+        } else {
+            reason
+        }
+        .to_owned();
         why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
         let entry = Revocation {
             what: Revoked::Device(record.id),
@@ -317,11 +322,7 @@ impl Controller {
     }
 
     /// Finds a waiting device by fingerprint, its beginning, or a hostname that only one has.
-    async fn waiting(
-        &self,
-        text: &str,
-        now: Wall,
-    ) -> Result<pending::PendingRecord, Refusal> {
+    async fn waiting(&self, text: &str, now: Wall) -> Result<pending::PendingRecord, Refusal> {
         let mut found: Vec<_> = self
             .store
             .pending()
@@ -359,7 +360,10 @@ impl Controller {
         };
         let at = self.clock.wall();
         let subject = device.to_string();
-        let mut change = self.store.change("controller", "flag", &subject, at).await?;
+        let mut change = self
+            .store
+            .change("controller", "flag", &subject, at)
+            .await?;
         devices::put(&mut change.tx, &record).await?;
         let revision = change.commit().await?;
         draft.next.set_device(record);
@@ -376,7 +380,10 @@ fn is_meant(p: &pending::PendingRecord, text: &str) -> bool {
 }
 
 fn living(draft: &Draft<'_>, text: &str) -> Result<DeviceRecord, Refusal> {
-    let found = draft.next.find(text).ok_or_else(|| Refusal::no_device(text))?;
+    let found = draft
+        .next
+        .find(text)
+        .ok_or_else(|| Refusal::no_device(text))?;
     match &found.ended {
         None => Ok((**found).clone()),
         Some(ended) => Err(Refusal::new(

@@ -356,8 +356,7 @@ impl Controller {
             epoch: 1,
             state: first_state(&draft.next, &place.labels),
             flagged: false,
-            not_after_secs: authority
-                .end_of(now, Duration::from_secs(self.config.device_secs())),
+            not_after_secs: authority.end_of(now, Duration::from_secs(self.config.device_secs())),
             ticket: Vec::new(),
             chain: Vec::new(),
             generation: 0,
@@ -479,11 +478,10 @@ fn address_v6(prefix: &IpAddr, id: DeviceId) -> Ipv6Addr {
         IpAddr::V6(a) => u128::from(*a),
         IpAddr::V4(_) => 0,
     };
-    let host = id
-        .0
-        .iter()
-        .take(8)
-        .fold(0u128, |n, &b| (n << 8) | u128::from(b));
+    let host =
+        id.0.iter()
+            .take(8)
+            .fold(0u128, |n, &b| (n << 8) | u128::from(b));
     // The first addresses of a network have meanings of their own (RFC 4291 §2.6.1).
     Ipv6Addr::from(base | host.max(256))
 }
@@ -629,5 +627,62 @@ impl From<No> for Refusal {
             | RefusalCode::Rejected => Kind::Invalid,
         };
         Self::new(kind, no.code.as_str(), no.reason, "see the message")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedgerow_model::statement::Ed25519Public;
+
+    use super::*;
+
+    fn token(expires: u64, revoked: Option<u64>) -> TokenRecord {
+        TokenRecord {
+            id: [1; 8],
+            public_key: Ed25519Public([0; 32]),
+            site: SiteName::new("s1").unwrap(),
+            labels: Labels::default(),
+            name: None,
+            approve: false,
+            uses_max: 1,
+            used: 0,
+            created: Wall(0),
+            created_by: "admin".to_owned(),
+            expires: Wall(expires),
+            revoked: revoked.map(Wall),
+        }
+    }
+
+    #[test]
+    fn a_token_ends_with_its_time_and_with_its_revocation() {
+        let id = TokenId([1; 8]);
+        assert!(check_token(&token(10, None), id, Wall(9)).is_ok());
+        let expired = check_token(&token(10, None), id, Wall(10)).unwrap_err();
+        assert_eq!(expired.code, RefusalCode::TokenExpired);
+        assert!(
+            expired.reason.contains("hedgerow token create"),
+            "{}",
+            expired.reason
+        );
+        let revoked = check_token(&token(10, Some(5)), id, Wall(9)).unwrap_err();
+        assert_eq!(revoked.code, RefusalCode::TokenUnknown);
+    }
+
+    #[test]
+    fn addresses_lie_in_the_sites_prefix_and_follow_the_id() {
+        let prefix: IpAddr = "fd00:1:2:3::".parse().unwrap();
+        let mut id = [0; 16];
+        assert_eq!(
+            address_v6(&prefix, DeviceId(id)),
+            "fd00:1:2:3::100".parse::<Ipv6Addr>().unwrap()
+        );
+        id[..8].copy_from_slice(&0x1234_5678_9abc_def0u64.to_be_bytes());
+        let address = address_v6(&prefix, DeviceId(id));
+        assert_eq!(
+            address,
+            "fd00:1:2:3:1234:5678:9abc:def0"
+                .parse::<Ipv6Addr>()
+                .unwrap()
+        );
     }
 }

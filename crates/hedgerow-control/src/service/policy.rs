@@ -66,11 +66,7 @@ impl Controller {
     pub(crate) fn plan_policy(&self, source: &str) -> Result<(Plan, Vec<String>), Refusal> {
         let (policy, _warnings) = rules::read(source, "policy.yaml")?;
         let snapshot = self.snapshot();
-        let plan = hedgerow_policy::plan(
-            Some(&snapshot.policy.policy),
-            &policy,
-            &world(&snapshot),
-        );
+        let plan = hedgerow_policy::plan(Some(&snapshot.policy.policy), &policy, &world(&snapshot));
         let losses = losses(&snapshot, &snapshot.policy.policy, &policy)?;
         Ok((plan, losses))
     }
@@ -155,7 +151,10 @@ impl Controller {
         let mut progress = self.hub.watch_progress();
         let end = self.clock.instant(decided + within);
         while self.are_waiting(revision) {
-            if tokio::time::timeout_at(end, progress.changed()).await.is_err() {
+            if tokio::time::timeout_at(end, progress.changed())
+                .await
+                .is_err()
+            {
                 break;
             }
             // News come in bursts; looking at every device once per burst is enough.
@@ -296,7 +295,11 @@ fn losses(snapshot: &Snapshot, old: &Policy, new: &Policy) -> Result<Vec<String>
     let mut out = Vec::new();
     for (names, before, after) in classes.into_values() {
         let kept: BTreeSet<_> = after.rules.iter().map(key).collect();
-        let lost = before.rules.iter().filter(|r| !kept.contains(&key(r))).count();
+        let lost = before
+            .rules
+            .iter()
+            .filter(|r| !kept.contains(&key(r)))
+            .count();
         if lost > LOSS_RULES_MAX && lost * 100 > before.rules.len() * LOSS_PERCENT_MAX {
             let first = names.first().map_or("", String::as_str);
             out.push(format!(

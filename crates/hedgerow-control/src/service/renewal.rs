@@ -159,7 +159,10 @@ impl Controller {
             );
             record.addresses.v4 = Some(fresh.await?);
         }
-        let taken = self.snapshot().find(&format!("{}.{}", record.name, record.site)).cloned();
+        let taken = self
+            .snapshot()
+            .find(&format!("{}.{}", record.name, record.site))
+            .cloned();
         if taken.is_some_and(|other| other.id != record.id && other.ended.is_none()) {
             record.name = hedgerow_model::id::DeviceName::new(&format!("device-{}", record.id))
                 .map_err(|e| Refusal::bug(e.to_string()))?;
@@ -255,7 +258,12 @@ impl Controller {
         let version = trust.manifest().version;
         let mut change = self
             .store
-            .change("controller", "manifest", &version.to_string(), self.clock.wall())
+            .change(
+                "controller",
+                "manifest",
+                &version.to_string(),
+                self.clock.wall(),
+            )
             .await?;
         add_manifest(&mut change.tx, version, bytes).await?;
         let revision = change.commit().await?;

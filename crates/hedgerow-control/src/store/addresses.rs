@@ -101,8 +101,11 @@ impl Store {
     /// out since the backup.
     pub(crate) async fn close_blocks(&self, until_secs: u64) -> Result<(), StoreError> {
         let mut tx = self.note().await?;
-        tx.run("UPDATE site_block SET closed_until_secs = $1", vals![until_secs])
-            .await?;
+        tx.run(
+            "UPDATE site_block SET closed_until_secs = $1",
+            vals![until_secs],
+        )
+        .await?;
         tx.commit().await
     }
 }

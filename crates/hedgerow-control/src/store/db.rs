@@ -153,7 +153,9 @@ impl Pool {
         match self {
             Self::Sqlite { readers, .. } => {
                 let target = path.to_string_lossy().into_owned();
-                bind("VACUUM INTO $1", vals![target]).execute(readers).await?;
+                bind("VACUUM INTO $1", vals![target])
+                    .execute(readers)
+                    .await?;
                 Ok(())
             }
         }
@@ -275,10 +277,7 @@ impl Row {
     }
 }
 
-fn bind(
-    sql: &'static str,
-    vals: Vec<Val>,
-) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
+fn bind(sql: &'static str, vals: Vec<Val>) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
     let mut query = sqlx::query(sql);
     for val in vals {
         query = match val {

@@ -140,7 +140,10 @@ pub(crate) async fn set_generation(
 /// Returns the device that a key belongs to or once belonged to.
 pub(crate) async fn by_key(tx: &mut Tx, key: &Digest) -> Result<Option<DeviceId>, StoreError> {
     let row = tx
-        .row("SELECT id FROM device WHERE key_hash = $1", vals![&key.0[..]])
+        .row(
+            "SELECT id FROM device WHERE key_hash = $1",
+            vals![&key.0[..]],
+        )
         .await?;
     row.map(|r| r.bytes(0).map(DeviceId)).transpose()
 }

@@ -57,9 +57,11 @@ impl Store {
         for r in &rows {
             let reporter = match r.opt_blob(1)? {
                 None => None,
-                Some(b) => Some(DeviceId(b.try_into().map_err(|_e| {
-                    StoreError::corrupt("a device id of another length")
-                })?)),
+                Some(b) => {
+                    Some(DeviceId(b.try_into().map_err(|_e| {
+                        StoreError::corrupt("a device id of another length")
+                    })?))
+                }
             };
             out.push(EventRecord {
                 seq: r.uint(0)?,
@@ -98,7 +100,8 @@ impl Store {
             .await?;
         }
         if let Some(last) = seq.checked_sub(EVENTS_MAX) {
-            tx.run("DELETE FROM event WHERE seq <= $1", vals![last]).await?;
+            tx.run("DELETE FROM event WHERE seq <= $1", vals![last])
+                .await?;
         }
         tx.commit().await
     }

@@ -191,7 +191,10 @@ impl Store {
     pub(crate) async fn revision(&self) -> Result<Revision, StoreError> {
         let rows = self
             .pool
-            .rows("SELECT timeline, number FROM revision WHERE id = 1", vals![])
+            .rows(
+                "SELECT timeline, number FROM revision WHERE id = 1",
+                vals![],
+            )
             .await?;
         let row = rows
             .first()

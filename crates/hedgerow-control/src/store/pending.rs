@@ -102,7 +102,12 @@ pub(crate) async fn add(tx: &mut Tx, p: &PendingRecord) -> Result<(), StoreError
         vals![p.created.0],
     )
     .await?;
-    let total = count(tx, "SELECT COUNT(*) FROM pending WHERE device IS NULL", vec![]).await?;
+    let total = count(
+        tx,
+        "SELECT COUNT(*) FROM pending WHERE device IS NULL",
+        vec![],
+    )
+    .await?;
     if total >= PENDING_MAX {
         return Err(StoreError::Exhausted {
             what: "places in the approval queue",

@@ -103,9 +103,11 @@ pub(crate) async fn newest_hash(tx: &mut Tx) -> Result<Option<Digest>, StoreErro
 fn read(r: &Row) -> Result<PolicyRecord, StoreError> {
     let parent = match r.opt_blob(4)? {
         None => None,
-        Some(bytes) => Some(Digest(bytes.try_into().map_err(|_e| {
-            StoreError::corrupt("a hash of another length")
-        })?)),
+        Some(bytes) => {
+            Some(Digest(bytes.try_into().map_err(|_e| {
+                StoreError::corrupt("a hash of another length")
+            })?))
+        }
     };
     Ok(PolicyRecord {
         revision: Revision {

@@ -63,7 +63,9 @@ pub(crate) async fn create(
         .await?
         .map_or(Ok(0), |r| r.uint(0))?;
     if last >= SITES_MAX {
-        return Err(StoreError::Exhausted { what: "site numbers" });
+        return Err(StoreError::Exhausted {
+            what: "site numbers",
+        });
     }
     let number = u16::try_from(last + 1).map_err(StoreError::corrupt)?;
     tx.run(

@@ -78,10 +78,7 @@ async fn revisions_have_no_gap_whoever_writes_and_whoever_gives_up() {
     all.sort_unstable();
     let wanted: Vec<u64> = (1..=all.len() as u64).collect();
     assert_eq!(all, wanted, "no number is missing, none is used twice");
-    assert_eq!(
-        s.store.revision().await.unwrap().number,
-        all.len() as u64
-    );
+    assert_eq!(s.store.revision().await.unwrap().number, all.len() as u64);
 }
 
 #[tokio::test]
@@ -130,10 +127,9 @@ async fn addresses_come_back_only_after_the_last_ticket_has_ended() {
     for i in 0..1022u64 {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&i.to_be_bytes());
-        let address =
-            addresses::allocate(&mut tx, &pool, &site("s1"), DeviceId(id), 100, 7)
-                .await
-                .unwrap();
+        let address = addresses::allocate(&mut tx, &pool, &site("s1"), DeviceId(id), 100, 7)
+            .await
+            .unwrap();
         assert!(given.insert(address), "{address} was given twice");
     }
     let other = DeviceId([9; 16]);

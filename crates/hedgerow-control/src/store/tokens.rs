@@ -131,12 +131,7 @@ pub(crate) async fn mark_used(
     tx.run(
         "INSERT INTO token_use (token, key_hash, device, at_ms) VALUES ($1, $2, $3, $4)
          ON CONFLICT (token, key_hash) DO UPDATE SET device = excluded.device",
-        vals![
-            &id[..],
-            &key.0[..],
-            device.map(|d| d.0.to_vec()),
-            at.0
-        ],
+        vals![&id[..], &key.0[..], device.map(|d| d.0.to_vec()), at.0],
     )
     .await?;
     Ok(())

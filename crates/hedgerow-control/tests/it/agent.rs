@@ -65,7 +65,9 @@ pub(crate) fn new_introduction_key() -> X25519Public {
 }
 
 fn now() -> Now {
-    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let wall = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
     Now {
         mono: Mono(wall),
         wall: Wall(u64::try_from(wall.as_millis()).unwrap()),
@@ -116,11 +118,17 @@ impl ServerCertVerifier for AnyServer {
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
-        provider.signature_verification_algorithms.supported_schemes()
+        provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
-fn open(port: u16, alpn: &[u8], own: Option<(&[Vec<u8>], &SoftwareP256)>) -> Result<Stream, String> {
+fn open(
+    port: u16,
+    alpn: &[u8],
+    own: Option<(&[Vec<u8>], &SoftwareP256)>,
+) -> Result<Stream, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -143,7 +151,10 @@ fn open(port: u16, alpn: &[u8], own: Option<(&[Vec<u8>], &SoftwareP256)>) -> Res
     socket.set_nodelay(true).unwrap();
     let mut stream = StreamOwned::new(connection, socket);
     while stream.conn.is_handshaking() {
-        stream.conn.complete_io(&mut stream.sock).map_err(|e| e.to_string())?;
+        stream
+            .conn
+            .complete_io(&mut stream.sock)
+            .map_err(|e| e.to_string())?;
     }
     Ok(stream)
 }
@@ -187,7 +198,10 @@ pub(crate) fn enroll(
 ) -> (EnrollReply, Trust) {
     let (mut stream, trust) = greet(port, genesis).unwrap();
     let mut exporter = [0; EXPORTER_BYTES];
-    stream.conn.export_keying_material(&mut exporter, EXPORTER_LABEL, None).unwrap();
+    stream
+        .conn
+        .export_keying_material(&mut exporter, EXPORTER_LABEL, None)
+        .unwrap();
     if cheat == Cheat::OtherExporter {
         exporter[0] ^= 1;
     }
@@ -231,8 +245,7 @@ impl Device {
         let EnrollReply::Issued(issued) = reply else {
             panic!("{reply:?}");
         };
-        let enrolled =
-            accept_issued(&issued, trust, &key.public(), &introduction, now()).unwrap();
+        let enrolled = accept_issued(&issued, trust, &key.public(), &introduction, now()).unwrap();
         let resource = |kind, version, bytes: &[u8]| Resource {
             kind,
             version,
@@ -359,7 +372,12 @@ pub(crate) struct Uplink<'d> {
 impl Uplink<'_> {
     fn step(&mut self) {
         while let Some(frame) = self.session.next_frame() {
-            if self.stream.write_all(&frame).and_then(|()| self.stream.flush()).is_err() {
+            if self
+                .stream
+                .write_all(&frame)
+                .and_then(|()| self.stream.flush())
+                .is_err()
+            {
                 break;
             }
         }
@@ -391,7 +409,8 @@ impl Uplink<'_> {
                 for r in update.set {
                     if r.kind == ResourceKind::Manifest && r.version.number > 1 {
                         // A chain, once there is more than one link.
-                        let links: Vec<minicbor::bytes::ByteVec> = minicbor::decode(&r.bytes).unwrap();
+                        let links: Vec<minicbor::bytes::ByteVec> =
+                            minicbor::decode(&r.bytes).unwrap();
                         let links: Vec<Vec<u8>> = links.into_iter().map(Into::into).collect();
                         self.device.trust.adopt_chain(&links).unwrap();
                     }
@@ -399,9 +418,16 @@ impl Uplink<'_> {
                     self.device.resources.retain(|old| old.kind != r.kind);
                     self.device.resources.push(r);
                 }
-                self.device.resources.retain(|r| !update.remove.contains(&r.kind));
+                self.device
+                    .resources
+                    .retain(|r| !update.remove.contains(&r.kind));
                 let h = &mut self.device.holdings;
-                h.heads = self.device.resources.iter().map(Resource::head).collect::<Vec<ResourceHead>>();
+                h.heads = self
+                    .device
+                    .resources
+                    .iter()
+                    .map(Resource::head)
+                    .collect::<Vec<ResourceHead>>();
                 for r in &self.device.resources {
                     h.marks.insert(r.kind, r.version);
                 }
@@ -413,7 +439,9 @@ impl Uplink<'_> {
                     self.device.ticket_epoch = self.ticket().epoch;
                 }
                 let stage = Stage::Verified(Digest::default());
-                self.session.handle_verdict(update.revision, stage, holdings).unwrap();
+                self.session
+                    .handle_verdict(update.revision, stage, holdings)
+                    .unwrap();
             }
             Output::HandUpWanted(kind) => {
                 let found = self.device.resources.iter().find(|r| r.kind == kind);
@@ -421,7 +449,16 @@ impl Uplink<'_> {
                 self.session.hand_up(HandUp { kind, bytes }).unwrap();
             }
             Output::Closed(why) => self.closed = Some(why),
-            other => self.outputs.push(other),
+            other @ (Output::Welcomed(_)
+            | Output::Refused { .. }
+            | Output::Beacon(_)
+            | Output::Renewed(_)
+            | Output::RenewRefused { .. }
+            | Output::Resolved { .. }
+            | Output::EventsStored(_)
+            | Output::Command(_)
+            | Output::Held(_)
+            | Output::Busy(_)) => self.outputs.push(other),
         }
     }
 
@@ -435,7 +472,11 @@ impl Uplink<'_> {
             ResourceKind::Names => drop(trust.verify_names(&r.bytes, self.device.id).unwrap()),
             ResourceKind::Ticket => {
                 let key = self.device.key.public();
-                drop(trust.verify_own_ticket(&r.bytes, &key, Some(self.device.id)).unwrap());
+                drop(
+                    trust
+                        .verify_own_ticket(&r.bytes, &key, Some(self.device.id))
+                        .unwrap(),
+                );
             }
             ResourceKind::Manifest | ResourceKind::Config => {}
         }
@@ -444,7 +485,11 @@ impl Uplink<'_> {
     fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !done(self) {
-            assert!(Instant::now() < end, "never: {what}; closed: {:?}", self.closed);
+            assert!(
+                Instant::now() < end,
+                "never: {what}; closed: {:?}",
+                self.closed
+            );
             self.step();
         }
     }
@@ -494,7 +539,13 @@ impl Uplink<'_> {
     pub(crate) fn renew(&mut self, key: &SoftwareP256) {
         let csr = csr::make(key).unwrap();
         let introduction_key = self.device.introduction;
-        self.session.renew(Renew { id: 3, csr, introduction_key }).unwrap();
+        self.session
+            .renew(Renew {
+                id: 3,
+                csr,
+                introduction_key,
+            })
+            .unwrap();
     }
 
     pub(crate) fn holds(&self, kind: ResourceKind) -> bool {
@@ -511,9 +562,18 @@ impl Uplink<'_> {
     }
 
     fn program(&self) -> Program {
-        let resource = self.device.resources.iter().find(|r| r.kind == ResourceKind::Program);
+        let resource = self
+            .device
+            .resources
+            .iter()
+            .find(|r| r.kind == ResourceKind::Program);
         let bytes = &resource.unwrap().bytes;
-        self.device.trust.verify_program(bytes).unwrap().program().unwrap()
+        self.device
+            .trust
+            .verify_program(bytes)
+            .unwrap()
+            .program()
+            .unwrap()
     }
 
     pub(crate) fn has_rule(&self, id: &str) -> bool {
@@ -535,10 +595,14 @@ impl Uplink<'_> {
     }
 
     pub(crate) fn revocations(&self) -> RevocationList {
-        self.device.decoded(ResourceKind::Revocations).unwrap_or_default()
+        self.device
+            .decoded(ResourceKind::Revocations)
+            .unwrap_or_default()
     }
 
     pub(crate) fn states(&self) -> States {
-        self.device.decoded(ResourceKind::States).unwrap_or_default()
+        self.device
+            .decoded(ResourceKind::States)
+            .unwrap_or_default()
     }
 }

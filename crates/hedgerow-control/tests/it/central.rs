@@ -41,7 +41,11 @@ impl Drop for Central {
 impl Central {
     /// Makes a trust domain.
     pub(crate) fn new() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let dir = std::env::temp_dir().join(format!("hgt-control-{}-{port}", std::process::id()));
         let passphrase = dir.with_extension("passphrase");
         std::fs::write(&passphrase, "correct horse battery\n").unwrap();
@@ -53,14 +57,24 @@ impl Central {
         };
         let endpoint = format!("127.0.0.1:{port}");
         let made = central
-            .command(&["init", "--trust-domain", "plant.example", "--endpoint", &endpoint])
+            .command(&[
+                "init",
+                "--trust-domain",
+                "plant.example",
+                "--endpoint",
+                &endpoint,
+            ])
             .args(["--listen", &endpoint, "--passphrase-file"])
             .arg(&central.passphrase)
             .arg("--dir")
             .arg(&central.dir)
             .output()
             .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
         central
     }
 
@@ -84,7 +98,11 @@ impl Central {
             .arg(self.dir.join("control.toml"))
             .output()
             .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     }
 
     pub(crate) fn start(&mut self) {
@@ -98,11 +116,15 @@ impl Central {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        self.until("the controller answers", || self.try_ask("GET", "sites", "").is_ok());
+        self.until("the controller answers", || {
+            self.try_ask("GET", "sites", "").is_ok()
+        });
     }
 
     pub(crate) fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
         let end = Instant::now() + Duration::from_secs(10);
@@ -130,7 +152,11 @@ impl Central {
             .arg(&self.dir)
             .output()
             .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         self.start();
     }
 
@@ -155,7 +181,12 @@ impl Central {
     }
 
     /// Asks in another thread, because the answer waits for what this one does.
-    pub(crate) fn ask_later(&self, method: &str, path: &str, body: &str) -> JoinHandle<(u16, Value)> {
+    pub(crate) fn ask_later(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> JoinHandle<(u16, Value)> {
         let (client, port) = (self.client(true), self.port);
         let (method, path, body) = (method.to_owned(), path.to_owned(), body.to_owned());
         std::thread::spawn(move || call(&client, port, &method, &path, &body).unwrap())
@@ -168,9 +199,12 @@ impl Central {
     fn client(&self, with_certificate: bool) -> ureq::Agent {
         let text = std::fs::read(self.dir.join("operator/operator.pem")).unwrap();
         let chain: Vec<Certificate<'static>> = parse_pem(&text)
-            .filter_map(|item| match item.unwrap() {
-                PemItem::Certificate(c) => Some(c),
-                _ => None,
+            .map(Result::unwrap)
+            .filter_map(|item| {
+                let PemItem::Certificate(certificate) = item else {
+                    return None;
+                };
+                Some(certificate)
             })
             .collect();
         let root = std::fs::read(self.dir.join("operator/ca.pem")).unwrap();
@@ -211,15 +245,24 @@ impl Central {
 
     pub(crate) fn token(&self, mut wish: Value) -> String {
         wish["ttl_secs"] = json!(600);
-        self.post("tokens", &wish)["token"].as_str().unwrap().to_owned()
+        self.post("tokens", &wish)["token"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     /// Enrolls a device.
     pub(crate) fn enroll(&self, wish: Value) -> Device {
         let token = Token::parse(&self.token(wish)).unwrap();
         let (key, introduction) = (agent::new_key(), agent::new_introduction_key());
-        let (reply, trust) =
-            agent::enroll(self.port, token.genesis(), Some(&token), &key, introduction, Cheat::None);
+        let (reply, trust) = agent::enroll(
+            self.port,
+            token.genesis(),
+            Some(&token),
+            &key,
+            introduction,
+            Cheat::None,
+        );
         Device::new(reply, trust, key, introduction)
     }
 
@@ -230,7 +273,15 @@ impl Central {
         introduction: X25519Public,
         cheat: Cheat,
     ) -> EnrollReply {
-        agent::enroll(self.port, token.genesis(), Some(token), key, introduction, cheat).0
+        agent::enroll(
+            self.port,
+            token.genesis(),
+            Some(token),
+            key,
+            introduction,
+            cheat,
+        )
+        .0
     }
 
     pub(crate) fn enroll_without(
@@ -238,7 +289,11 @@ impl Central {
         key: &SoftwareP256,
         introduction: X25519Public,
     ) -> EnrollReply {
-        let genesis: Digest = self.get("status")["root_hash"].as_str().unwrap().parse().unwrap();
+        let genesis: Digest = self.get("status")["root_hash"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
         agent::enroll(self.port, genesis, None, key, introduction, Cheat::None).0
     }
 }

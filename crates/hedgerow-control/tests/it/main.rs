@@ -4,7 +4,9 @@
     reason = "the test starts the program and reads the clock"
 )]
 
+#[cfg(test)]
 mod agent;
+#[cfg(test)]
 mod central;
 
 use std::time::Duration;
@@ -65,20 +67,35 @@ fn init_refuses_to_overwrite_and_leaves_private_files() {
 fn the_api_wants_an_operator_and_says_what_is_wrong() {
     let central = Central::started();
     let (status, answer) = central.ask_without_certificate("status");
-    assert_eq!((status, &answer["error"]["code"]), (401, &json!("certificate_required")));
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (401, &json!("certificate_required"))
+    );
     let (status, _) = central.ask("GET", "nothing", "");
     assert_eq!(status, 404);
     let (status, answer) = central.ask("POST", "sites", r#"{"name":"s1","colour":1}"#);
-    assert_eq!((status, &answer["error"]["code"]), (422, &json!("invalid_request")));
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (422, &json!("invalid_request"))
+    );
     let (status, answer) = central.ask("POST", "policy/check", "apiVersion: nonsense\nx: 1\n");
-    assert_eq!((status, &answer["error"]["code"]), (422, &json!("policy_invalid")));
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (422, &json!("policy_invalid"))
+    );
     let findings = answer["error"]["details"].as_array().unwrap();
     assert!(findings.len() >= 2 && findings.iter().all(|f| f["line"].is_u64()));
     let before = central.get("policy")["revision"].clone();
     let (status, _) = central.ask("POST", "policy/apply", "kind: Policy\n");
-    assert_eq!((status, central.get("policy")["revision"].clone()), (422, before));
+    assert_eq!(
+        (status, central.get("policy")["revision"].clone()),
+        (422, before)
+    );
     let (status, answer) = central.ask("POST", "sites", &"x".repeat(5 << 20));
-    assert_eq!((status, &answer["error"]["code"]), (422, &json!("body_refused")));
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (422, &json!("body_refused"))
+    );
 }
 
 #[test]
@@ -95,7 +112,10 @@ fn a_token_works_once_for_one_key_on_its_own_connection() {
     let again = central.enroll_raw(&token, &key, introduction, agent::Cheat::None);
     match (&first, &again) {
         (EnrollReply::Issued(a), EnrollReply::Issued(b)) => {
-            assert_eq!((a.device, &a.ticket, &a.chain), (b.device, &b.ticket, &b.chain));
+            assert_eq!(
+                (a.device, &a.ticket, &a.chain),
+                (b.device, &b.ticket, &b.chain)
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -132,10 +152,14 @@ fn an_operator_approves_exactly_the_key_that_waits() {
     let central = Central::started();
     central.post("sites", &json!({"name": "s1"}));
     let (key, introduction) = (agent::new_key(), agent::new_introduction_key());
-    let EnrollReply::Pending { fingerprint, .. } = central.enroll_without(&key, introduction) else {
+    let EnrollReply::Pending { fingerprint, .. } = central.enroll_without(&key, introduction)
+    else {
         panic!("not pending");
     };
-    assert_eq!(central.get("pending")["pending"][0]["fingerprint"], json!(fingerprint));
+    assert_eq!(
+        central.get("pending")["pending"][0]["fingerprint"],
+        json!(fingerprint)
+    );
     let path = format!("devices/{fingerprint}/approve");
     let (status, _) = central.ask("POST", &path, "{}");
     assert_eq!(status, 422, "nothing says which site");
@@ -166,7 +190,11 @@ fn a_policy_reaches_the_kernel_of_everyone_and_time_is_told() {
     b.settle(Duration::from_millis(200));
     let (status, answer) = apply.join().unwrap();
     assert_eq!(status, 200, "{answer}");
-    assert_eq!((&answer["connected"], &answer["verified"]), (&json!(2), &json!(2)), "{answer}");
+    assert_eq!(
+        (&answer["connected"], &answer["verified"]),
+        (&json!(2), &json!(2)),
+        "{answer}"
+    );
     assert!(answer["last_verified_ms"].as_f64().unwrap() < 10_000.0);
     assert!(a.has_rule("r-mqtt"));
     a.until("the collector's name", |u| u.names() == ["b"]);
@@ -175,13 +203,20 @@ fn a_policy_reaches_the_kernel_of_everyone_and_time_is_told() {
     let rows = central.get("reach?services=mqtts,ssh")["rows"].clone();
     let row = |service: &str| {
         let mut rows = rows.as_array().unwrap().iter();
-        rows.find(|r| r["from"] == "a.s1" && r["service"] == service).unwrap()["passes"].clone()
+        rows.find(|r| r["from"] == "a.s1" && r["service"] == service)
+            .unwrap()["passes"]
+            .clone()
     };
     assert_eq!((row("mqtts"), row("ssh")), (json!(true), json!(false)));
     let explained = central.get("explain?from=a&to=b&service=mqtts");
     assert_eq!(explained["explanations"][0]["passes"], json!(true));
     let back = central.post("policy/rollback", &json!({}));
-    assert!(back["plan"]["rules_removed"].as_array().unwrap().contains(&json!("r-mqtt")));
+    assert!(
+        back["plan"]["rules_removed"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("r-mqtt"))
+    );
     a.until("the old program again", |u| !u.has_rule("r-mqtt"));
     let history = central.get("policy/history")["revisions"].clone();
     assert_eq!(history[0]["parent"], history[1]["hash"]);
@@ -196,24 +231,46 @@ fn labels_states_and_revocation_reach_connected_agents() {
     b.until("a program", |u| u.holds(ResourceKind::Program));
     let (id, address) = (a.device.id, a.device.address());
 
-    a.session.endpoints(vec!["192.0.2.1:7117".parse().map(hedgerow_model::address::Underlay).unwrap()]).unwrap();
+    a.session
+        .endpoints(vec![
+            "192.0.2.1:7117"
+                .parse()
+                .map(hedgerow_model::address::Underlay)
+                .unwrap(),
+        ])
+        .unwrap();
     a.settle(Duration::from_millis(200));
-    b.session.resolve(7, PeerQuery::Address(Overlay(address.into()))).unwrap();
-    let Output::Resolved { id: 7, peer: Some(peer) } = b.expect("an answer", |o| matches!(o, Output::Resolved { .. })) else {
+    b.session
+        .resolve(7, PeerQuery::Address(Overlay(address.into())))
+        .unwrap();
+    let Output::Resolved {
+        id: 7,
+        peer: Some(peer),
+    } = b.expect("an answer", |o| matches!(o, Output::Resolved { .. }))
+    else {
         panic!("not resolved");
     };
     assert_eq!(peer.endpoints.len(), 1);
 
-    central.ask("PUT", "devices/a.s1/labels", r#"{"labels":{"role":"collector"}}"#);
+    central.ask(
+        "PUT",
+        "devices/a.s1/labels",
+        r#"{"labels":{"role":"collector"}}"#,
+    );
     a.until("a new ticket", |u| u.ticket().epoch == 2);
-    b.until("the lowest epoch", |u| u.revocations().min_epochs == [(id, 2)]);
+    b.until("the lowest epoch", |u| {
+        u.revocations().min_epochs == [(id, 2)]
+    });
     central.post("devices/a/quarantine", &json!({"reason": "test"}));
     b.until("the state", |u| u.states().entries.len() == 1);
     central.post("devices/a/release", &json!({}));
     b.until("no state", |u| u.states().entries.is_empty());
     central.post("devices/a/revoke", &json!({"reason": "lost"}));
     b.until("the revocation", |u| {
-        u.revocations().entries.iter().any(|e| e.what == Revoked::Device(id))
+        u.revocations()
+            .entries
+            .iter()
+            .any(|e| e.what == Revoked::Device(id))
     });
     a.until_closed();
     let refused = sensor.try_connect(&central).err().unwrap();
@@ -246,13 +303,16 @@ fn a_renewal_gives_a_new_certificate_while_the_session_lives() {
     a.until("a program", |u| u.holds(ResourceKind::Program));
     let key = agent::new_key();
     a.renew(&key);
-    let Output::Renewed(new) = a.expect("a certificate", |o| matches!(o, Output::Renewed(_))) else {
+    let Output::Renewed(new) = a.expect("a certificate", |o| matches!(o, Output::Renewed(_)))
+    else {
         panic!("not renewed");
     };
     a.close();
     sensor.take(&new, key);
     let mut a = sensor.connect(&central);
-    a.until("a session with the new key", |u| u.is_idle() && u.holds(ResourceKind::Program));
+    a.until("a session with the new key", |u| {
+        u.is_idle() && u.holds(ResourceKind::Program)
+    });
 }
 
 #[test]
@@ -283,7 +343,10 @@ fn of_two_living_sessions_with_one_identity_the_later_is_held() {
     a.until("a program", |u| u.holds(ResourceKind::Program));
     let mut b = copy.connect(&central);
     b.expect("being held", |o| matches!(o, Output::Held(_)));
-    assert!(!central.has_event("key_copied"), "the first may be gone: nothing is proven yet");
+    assert!(
+        !central.has_event("key_copied"),
+        "the first may be gone: nothing is proven yet"
+    );
     a.speak();
     a.settle(Duration::from_millis(300));
     central.until("both are flagged", || {
@@ -309,27 +372,47 @@ fn a_restored_backup_loses_no_revocation_and_takes_its_devices_back() {
     central.run(&["backup", file.to_str().unwrap(), "--config"]);
 
     // After the backup: a new device, a label change, a revocation.
-    let mut late = central.enroll(json!({"site": "s1", "labels": {"role": "sensor"}, "name": "late"}));
+    let mut late =
+        central.enroll(json!({"site": "s1", "labels": {"role": "sensor"}, "name": "late"}));
     let mut a = sensor.connect(&central);
     a.until("a program", |u| u.holds(ResourceKind::Program));
-    central.ask("PUT", "devices/a.s1/labels", r#"{"labels":{"role":"collector"}}"#);
+    central.ask(
+        "PUT",
+        "devices/a.s1/labels",
+        r#"{"labels":{"role":"collector"}}"#,
+    );
     central.post("devices/b/revoke", &json!({"reason": "stolen"}));
-    a.until("the revocation", |u| !u.revocations().entries.is_empty() && u.ticket().epoch == 2);
+    a.until("the revocation", |u| {
+        !u.revocations().entries.is_empty() && u.ticket().epoch == 2
+    });
     let revision = a.revision().unwrap();
     a.close();
 
     central.restore(&file);
     let mut a = sensor.connect(&central);
-    a.until("the new timeline", |u| u.revision() > Some(revision) && u.is_idle());
+    a.until("the new timeline", |u| {
+        u.revision() > Some(revision) && u.is_idle()
+    });
     assert!(a.revision().unwrap().timeline > revision.timeline);
     let entries = &a.revocations().entries;
-    assert!(entries.iter().any(|e| e.what == Revoked::Device(collector.id)), "lost");
+    assert!(
+        entries
+            .iter()
+            .any(|e| e.what == Revoked::Device(collector.id)),
+        "lost"
+    );
     assert_eq!(a.ticket().epoch, 2);
-    assert_eq!(central.get("devices/a.s1")["labels"]["role"], json!("collector"));
+    assert_eq!(
+        central.get("devices/a.s1")["labels"]["role"],
+        json!("collector")
+    );
     assert!(collector.try_connect(&central).is_err(), "still revoked");
     let mut l = late.connect(&central);
     l.until("being known again", |u| u.holds(ResourceKind::Program));
-    assert_eq!(central.get("devices/late.s1")["id"], json!(late.id.to_string()));
+    assert_eq!(
+        central.get("devices/late.s1")["id"],
+        json!(late.id.to_string())
+    );
     assert!(central.has_event("store_restored"));
 }
 
@@ -339,11 +422,18 @@ fn an_issuing_certificate_is_renewed_under_a_running_fleet() {
     let (mut sensor, _) = fleet(&central);
     let root = central.dir.join("root/root.pem");
     central.run(&[
-        "issuer", "renew", "--root-key", root.to_str().unwrap(),
-        "--passphrase-file", central.passphrase.to_str().unwrap(), "--config",
+        "issuer",
+        "renew",
+        "--root-key",
+        root.to_str().unwrap(),
+        "--passphrase-file",
+        central.passphrase.to_str().unwrap(),
+        "--config",
     ]);
     let mut a = sensor.connect(&central);
-    a.until("the old certificate works on", |u| u.holds(ResourceKind::Program));
+    a.until("the old certificate works on", |u| {
+        u.holds(ResourceKind::Program)
+    });
     central.reload();
     a.until("the new manifest", |u| u.manifest_version() == 2);
     central.run(&["operator", "renew", "--config"]);
@@ -356,4 +446,3 @@ fn refusal(reply: &EnrollReply) -> Option<RefusalCode> {
         EnrollReply::Issued(_) | EnrollReply::Pending { .. } => None,
     }
 }
-
