@@ -91,15 +91,19 @@ pub fn write(path: &Path, entries: &Entries) -> Result<(), DiskError> {
         return Ok(());
     }
     match disk::write_atomic(path, new.as_bytes(), Access::Public) {
-        Err(e) if is_mount_point(&e) => disk::write_in_place(path, new.as_bytes()),
+        Err(e) if is_alone_writable(&e) => disk::write_in_place(path, new.as_bytes()),
         result => result,
     }
 }
 
-fn is_mount_point(error: &DiskError) -> bool {
+/// Says whether only the file itself can be written: it is bind-mounted, or a service sandbox leaves
+/// its folder read-only.
+fn is_alone_writable(error: &DiskError) -> bool {
     matches!(
         error.source.kind(),
-        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices
+        io::ErrorKind::ResourceBusy
+            | io::ErrorKind::CrossesDevices
+            | io::ErrorKind::ReadOnlyFilesystem
     )
 }
 
@@ -150,10 +154,10 @@ mod tests {
             path: "/etc/hosts".into(),
             source: io::Error::from_raw_os_error(e),
         };
-        assert!(is_mount_point(&error(
+        assert!(is_alone_writable(&error(
             rustix::io::Errno::BUSY.raw_os_error()
         )));
-        assert!(!is_mount_point(&error(
+        assert!(!is_alone_writable(&error(
             rustix::io::Errno::NOSPC.raw_os_error()
         )));
     }
