@@ -32,7 +32,8 @@ use draw::{DEVICES, Dice, accepted};
 use namespace::{TUNNEL, Wire, addresses, both};
 use probe::{PATIENCE, Seen, TCP_PORTS, UDP_PORTS, attempt, flood, serve};
 
-const SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
+/// Together they meet every kind of decision, which the test makes sure of.
+const SEEDS: [u64; 10] = [1, 4, 5, 6, 7, 8, 10, 11, 19, 22];
 /// What should arrive and did not may only have been late: it is tried again, and waited for.
 const LONG_PATIENCE: Duration = Duration::from_secs(4);
 /// Which devices enforce; the others let everything pass.

@@ -142,7 +142,7 @@ impl Dice {
             .filter(|(_, rule)| !rule.contains("deny"))
             .map(|(index, _)| index)
             .collect();
-        if deny && !allows.is_empty() && self.chance(2) {
+        if deny && !allows.is_empty() {
             write!(text, ", except: [ r{} ]", self.pick(&allows)).unwrap();
         }
         if self.chance(4) {
@@ -169,7 +169,7 @@ impl Dice {
         );
         let count = self.pick(&[4, 6, 8, 12]);
         let rules: Vec<String> = (0..count).map(|i| self.rule(i, limits)).collect();
-        if self.chance(2) {
+        if !self.chance(3) {
             text += "guardrails:\n";
             for id in 0..self.pick(&[1, 2]) {
                 text += &self.guardrail(id, &rules);
