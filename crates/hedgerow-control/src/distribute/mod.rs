@@ -263,7 +263,8 @@ impl Agent {
 
     /// Says to the session what the agent shall hold now.
     fn refresh(&mut self, bits: u32) -> Result<(), End> {
-        if self.standing == Standing::Unknown || !self.awaits.is_empty() {
+        // Whoever is held may be a copy: it gets nothing until that is settled.
+        if self.standing != Standing::Served || !self.awaits.is_empty() {
             return Ok(());
         }
         let snapshot = self.control.snapshot();
