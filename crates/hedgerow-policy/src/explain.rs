@@ -20,7 +20,7 @@ pub struct Explanation {
     pub service: String,
     /// Whether the flow comes about.
     pub passes: bool,
-    /// The rule that settles it.
+    /// The rule that settles it; empty where no end has a say.
     pub rule: String,
     /// Why, in a sentence.
     pub reason: String,
@@ -85,7 +85,33 @@ pub fn explain(
         first: flow.port,
         last: flow.port,
     }]);
-    told(name(flow.from), name(flow.to), service, &outcome)
+    let mut explanation = told(name(flow.from), name(flow.to), service, &outcome);
+    if let Some((passes, reason)) = undecided(world, flow) {
+        explanation.passes = passes;
+        explanation.rule = String::new();
+        explanation.reason = reason;
+        explanation.ends = Vec::new();
+    }
+    explanation
+}
+
+/// Says why no end has a say, if none has.
+fn undecided(world: &World, flow: &Flow) -> Option<(bool, String)> {
+    let mut stranger = None;
+    for end in [flow.from, flow.to] {
+        if let End::Device(id) = end {
+            stranger = stranger.or_else(|| world.get(id).is_none().then_some(id));
+        }
+    }
+    match (stranger, flow.from, flow.to) {
+        (Some(id), _, _) => Some((false, format!("no device {id} is known"))),
+        (None, End::Device(from), End::Device(to)) if from == to => {
+            let reason = "a device's own programs reach each other without policy";
+            Some((true, reason.to_owned()))
+        }
+        (None, End::Device(_), _) | (None, _, End::Device(_)) => None,
+        (None, _, _) => Some((false, "neither end is a device of the mesh".to_owned())),
+    }
 }
 
 fn told(from: String, to: String, service: String, outcome: &Outcome) -> Explanation {
@@ -110,10 +136,7 @@ fn told(from: String, to: String, service: String, outcome: &Outcome) -> Explana
     Explanation {
         passes: outcome.passes(),
         rule: deciding.map_or_else(String::new, |d| d.rule.clone()),
-        reason: deciding.map_or_else(
-            || "neither end is a known device".to_owned(),
-            |d| d.reason.clone(),
-        ),
+        reason: deciding.map_or_else(String::new, |d| d.reason.clone()),
         from,
         to,
         service,
@@ -124,11 +147,15 @@ fn told(from: String, to: String, service: String, outcome: &Outcome) -> Explana
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fate = if self.passes { "passes" } else { "is refused" };
-        writeln!(
+        write!(
             f,
-            "{} → {} on {} {fate}: {}, {}",
-            self.from, self.to, self.service, self.rule, self.reason
+            "{} → {} on {} {fate}: ",
+            self.from, self.to, self.service
         )?;
+        if !self.rule.is_empty() {
+            write!(f, "{}, ", self.rule)?;
+        }
+        writeln!(f, "{}", self.reason)?;
         for end in &self.ends {
             let verdict = match end.verdict {
                 Ruling::Pass => "lets it pass",

@@ -88,6 +88,21 @@ fn the_plant_passes_its_own_tests_with_and_without_devices() {
     }
 }
 
+/// The file that newcomers start from holds before, while and after its fleet enrolls.
+#[test]
+fn the_example_passes_its_own_tests_with_any_part_of_a_fleet() {
+    let policy = policy(include_str!("../../../examples/plant.yaml"));
+    let fleet: Vec<Facts> = plant().devices().cloned().collect();
+    for count in 0..=fleet.len() {
+        let some = World::new(fleet.iter().take(count).cloned());
+        let results = test(&policy, &some);
+        assert!(!results.is_empty());
+        for result in results {
+            assert!(result.passed, "{count} devices: {result:?}");
+        }
+    }
+}
+
 #[test]
 fn the_plants_matrix_is_what_the_rules_say() {
     let services = [
@@ -173,6 +188,64 @@ fn an_explanation_names_every_tier_asked() {
             at most 8000 kbit/s from this source
     "#]]
     .assert_eq(&told);
+}
+
+#[test]
+fn odd_questions_get_answers_that_make_sense() {
+    let (policy, world) = (policy(PLANT), plant());
+    let known = End::Device(world.find("ops-1").unwrap().id);
+    let stranger = End::Device(DeviceId([0xee; 16]));
+    let address = |text: &str| End::Address(text.parse().unwrap());
+    let mut told = String::new();
+    for (from, to, service) in [
+        (stranger, known, Ports::tcp(22)),
+        (known, stranger, Ports::tcp(22)),
+        (known, known, Ports::tcp(22)),
+        (End::Controller, End::Controller, Ports::ICMP_ECHO),
+        (address("192.0.2.1"), address("::1"), Ports::udp(0)),
+        (known, End::Controller, Ports::tcp(u16::MAX)),
+        (End::Controller, known, Ports::tcp(22)),
+        (address("8.8.8.8"), known, Ports::tcp(22)),
+    ] {
+        let flow = Flow {
+            from,
+            to,
+            protocol: service.protocol,
+            port: service.first,
+        };
+        told += &explain(&policy, &world, &flow, MONDAY_TEN, false).to_string();
+    }
+    let nobody = explain(
+        &policy,
+        &World::default(),
+        &flow(&world, "ops-1", "cam-1", Ports::tcp(1)),
+        Wall(0),
+        true,
+    );
+    told += &nobody.to_string();
+    expect![[r#"
+        53xo53xo53xo53xo53xo53xo5y → ops-1.s1 on tcp/22 is refused: no device 53xo53xo53xo53xo53xo53xo5y is known
+        ops-1.s1 → 53xo53xo53xo53xo53xo53xo5y on tcp/22 is refused: no device 53xo53xo53xo53xo53xo53xo5y is known
+        ops-1.s1 → ops-1.s1 on tcp/22 passes: a device's own programs reach each other without policy
+        controller → controller on icmp-echo is refused: neither end is a device of the mesh
+        192.0.2.1 → ::1 on udp/0 is refused: neither end is a device of the mesh
+        ops-1.s1 → controller on tcp/65535 passes: lifeline, a device always reaches its controllers
+          ops-1.s1 sends: lets it pass
+             0 lifeline  lifeline: a device always reaches its controllers
+        controller → ops-1.s1 on tcp/22 passes: default, no rule allows it, and the segment is observed
+          ops-1.s1 receives: lets it pass
+            20 guardrail –: is silent
+            50 org       –: is silent
+            60 site      –: is silent
+            90 default   default: no rule allows it, and the segment is observed
+        8.8.8.8 → ops-1.s1 on tcp/22 passes: default, no rule allows it, and the segment is observed
+          ops-1.s1 receives: lets it pass
+            20 guardrail –: is silent
+            50 org       –: is silent
+            60 site      –: is silent
+            90 default   default: no rule allows it, and the segment is observed
+        beeqscijbeeqscijbeeqscijbe → aqcaibaeaqcaibaeaqcaibaeaq on tcp/1 is refused: no device beeqscijbeeqscijbeeqscijbe is known
+    "#]].assert_eq(&told);
 }
 
 #[test]
