@@ -15,8 +15,9 @@
 //!   `persist`; Linux 6.9). Where the kernel lacks these flags the table is [`Ownership::Plain`]:
 //!   it enforces the same and outlives the process too, but any root process can change or flush it,
 //!   which [`Table::verify`] notices and [`Table::load`] mends.
-//! - No other table is read, changed or depended on. Its base chains run after connection tracking
-//!   and after other firewalls' filter chains (priority 10): what another table drops stays dropped.
+//! - No other table is changed or depended on; [`foreign`] reads them on request. Our base chains run
+//!   after connection tracking and after other firewalls' filter chains (priority 10): what another
+//!   table drops stays dropped.
 //! - What is refused is counted under the name of its rule or reason.
 //!
 //! # Not here
@@ -42,6 +43,7 @@ use wire::{SUBSYSTEM, TABLE, TABLE_OWNER, TABLE_PERSIST, message};
 
 mod canonical;
 mod error;
+pub mod foreign;
 mod layout;
 mod matching;
 mod ranges;

@@ -123,6 +123,11 @@ pub(super) fn request(message: u16, flags: u16) -> Request {
     Request::new(SUBSYSTEM << 8 | message, flags, &head(FAMILY_INET, 0))
 }
 
+/// A question about tables of every family.
+pub(super) fn question(message: u16) -> Request {
+    Request::new(SUBSYSTEM << 8 | message, 0, &head(FAMILY_UNSPEC, 0))
+}
+
 pub(super) fn batch_mark(kind: u16) -> Request {
     Request::new(kind, 0, &head(FAMILY_UNSPEC, SUBSYSTEM))
 }

@@ -14,6 +14,7 @@
 mod coexistence;
 mod enforcement;
 mod fixture;
+mod foreign;
 mod limits;
 mod machine;
 mod namespace;
