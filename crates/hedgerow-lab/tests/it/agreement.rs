@@ -33,7 +33,7 @@ use namespace::{TUNNEL, Wire, addresses, both};
 use probe::{PATIENCE, Seen, TCP_PORTS, UDP_PORTS, attempt, flood, serve};
 
 /// Together they meet every kind of decision, which the test makes sure of.
-const SEEDS: [u64; 10] = [1, 4, 5, 6, 7, 8, 10, 11, 19, 22];
+const SEEDS: [u64; 10] = [1, 2, 3, 4, 6, 7, 9, 10, 16, 21];
 /// What should arrive and did not may only have been late: it is tried again, and waited for.
 const LONG_PATIENCE: Duration = Duration::from_secs(4);
 /// Which devices enforce; the others let everything pass.
