@@ -71,9 +71,19 @@ pub(crate) async fn all(config: &Config) -> Vec<Finding> {
     findings.extend(state::check(config));
     findings.extend(identity::check(config));
     findings.extend(clock::check(config));
-    findings.extend(firewall::check());
+    findings.extend(firewall::check(config));
     findings.extend(uplink::check(config).await);
     findings
+}
+
+/// Returns the exit code: a finding that is an error is the operator's to mend, as with `hedgerow
+/// check`.
+pub(crate) fn exit_code(findings: &[Finding]) -> u8 {
+    if findings.iter().any(|f| f.severity == Severity::Error) {
+        hedgerow_model::Fault::Operator.exit_code()
+    } else {
+        0
+    }
 }
 
 /// Writes findings for people, the worst first.
@@ -96,4 +106,17 @@ pub(crate) fn text(findings: &[Finding]) -> String {
         let _written = writeln!(out, "{mark} {}: {}{remedy}", finding.check, finding.message);
     }
     out.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_change_the_exit_code() {
+        let (ok, warning) = (Finding::ok("a", ""), Finding::warning("b", "", ""));
+        let error = Finding::error("c", "", "");
+        assert_eq!(exit_code(&[ok.clone(), warning.clone()]), 0);
+        assert_eq!(exit_code(&[ok, warning, error]), 1);
+    }
 }

@@ -22,7 +22,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use hedgerow_model::Fault;
 use hedgerow_model::id::{DeviceName, Digest};
 
 use crate::config::Config;
@@ -44,7 +43,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 something given is wrong, 2 usage, 3 the other end \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 something given is wrong or `check` found an error, 2 usage, 3 the other end \
     misbehaved, 4 the machine or the network failed, 70 a bug.";
 
 #[derive(Debug, Subcommand)]
@@ -190,14 +189,7 @@ async fn check(cli: &Cli, config: &Config) -> Result<ExitCode, Failure> {
     } else {
         check::text(&findings)
     })?;
-    let worst = findings
-        .iter()
-        .any(|f| f.severity == check::Severity::Error);
-    Ok(ExitCode::from(if worst {
-        Fault::Environment.exit_code()
-    } else {
-        0
-    }))
+    Ok(ExitCode::from(check::exit_code(&findings)))
 }
 
 fn show(cli: &Cli, config: &Config, with_origin: bool) -> Result<(), Failure> {

@@ -27,6 +27,8 @@ use crate::state::{Step, ToTunnel};
 
 /// How long a goodbye may take.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+/// Turns of the runtime in which the last answers leave the control socket.
+const ANSWER_TURNS: u32 = 16;
 /// Refusals after which a new certificate is given up.
 const REFUSALS_MAX: u32 = 3;
 
@@ -655,6 +657,10 @@ impl Daemon {
             if let Err(failure) = offline::undress(&self.config, &mut self.table) {
                 tracing::error!(%failure, "not everything was taken back");
             }
+        }
+        // Whoever asked for this gets the answer before the runtime ends.
+        for _ in 0..ANSWER_TURNS {
+            tokio::task::yield_now().await;
         }
         end
     }

@@ -177,7 +177,7 @@ pub(crate) fn undress(config: &Config, table: &mut Table) -> Result<(), Failure>
 }
 
 fn remove_routes() -> Result<(), LinkError> {
-    let ours = |r: &link::Route| r.protocol == link::ROUTE_PROTOCOL && r.interface.is_none();
+    let ours = |r: &link::Route| r.protocol == link::ROUTE_PROTOCOL;
     for route in link::routes()?.into_iter().filter(ours) {
         link::remove_unreachable(route.destination)?;
     }
