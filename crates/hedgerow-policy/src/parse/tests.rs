@@ -231,6 +231,34 @@ rules:
     );
 }
 
+/// A mistake of one kind hides none of another.
+#[test]
+fn mistakes_of_every_kind_are_told_at_once() {
+    let text = file(
+        r#"services: { web: [tcp/80], web: [tcp/81] }
+schedules: { w: { days: [mon], from: "08:00", to: "09:00", tz: Europe/Atlantis } }
+rules:
+  - { id: r1, from: "role=a", to: "role=b", service: web, limit: { rate: 8 Mbit/s, per: source } }
+  - { id: r2, from: "role=a", to: "role=b", service: web, wen: w }
+  - { id: r3, from: "role=a", to: "role=b", service: web, limit: { rate: 1 Mbit/s, per: source } }
+  - { id: r4, from: "role = = a", to: "rank=b", service: web }
+"#,
+    );
+    check(
+        &text,
+        expect![[r#"
+        p.yaml:4:28: the key `web` stands twice, first at 4:13; keep one of the two
+        p.yaml:5:64: schedules.w.tz: there is no time zone `Europe/Atlantis`; write site, or an IANA zone, e.g. Europe/Berlin
+        p.yaml:8:5: rules[1]: contradicts `r1`: both allow a flow in one tier, with different limits; make their ends or services distinct, or their limits equal
+        p.yaml:8:59: rules[1].wen: unknown key `wen`; known here: id, deny, from, to, service, same, when, limit, mode, tier
+        p.yaml:9:5: rules[2]: contradicts `r1`: both allow a flow in one tier, with different limits; make their ends or services distinct, or their limits equal
+        p.yaml:9:5: rules[2]: contradicts `r2`: both allow a flow in one tier, with different limits; make their ends or services distinct, or their limits equal
+        p.yaml:10:29: rules[3].from: a value is missing here; write key=value
+        p.yaml:10:45: rules[3].to: the label `rank` is not declared; declare it under labels; there are role, zone
+    "#]],
+    );
+}
+
 #[test]
 fn what_is_legal_but_odd_is_a_warning() {
     let text = file(
