@@ -156,18 +156,16 @@ impl<'l> Central<'l> {
         state.pid.context("the controller does not run")
     }
 
-    /// Returns the operator tool's configuration.
-    pub(crate) fn operator(&self) -> PathBuf {
-        self.directory.join("operator/cli.toml")
-    }
-
     /// Runs the operator tool and returns what it printed.
     ///
     /// # Errors
     ///
     /// When it fails.
     pub(crate) fn hedgerow(&self, words: &[&str]) -> Result<String> {
-        let (tool, operator) = (program("hedgerow")?, self.operator());
+        let (tool, operator) = (
+            program("hedgerow")?,
+            self.directory.join("operator/cli.toml"),
+        );
         let operator = operator.to_string_lossy();
         let argv: Vec<&str> = [tool.as_str(), "--config", &operator]
             .into_iter()

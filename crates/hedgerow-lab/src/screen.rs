@@ -182,11 +182,6 @@ impl Act {
         self.figures.insert(name.to_owned(), value);
     }
 
-    /// Says what is being done.
-    pub(crate) fn say(&self, text: &str) {
-        self.screen.say(&format!("    {text}"));
-    }
-
     /// Ends the act; returns whether every expectation held.
     pub(crate) fn end(self) -> bool {
         let held = self.checks.iter().all(|c| c.held);

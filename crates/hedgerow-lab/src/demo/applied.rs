@@ -36,6 +36,7 @@ pub(crate) fn policy(stage: &mut Stage<'_>) -> Result<bool> {
     let prediction = stage.compare_predicted(&mut act)?;
     bypass(stage, &mut act, |pair| verdict(&prediction, pair))?;
     talk(stage, &mut act)?;
+    ask(stage, &mut act)?;
     stream(stage, &mut act)?;
     Ok(act.end())
 }
@@ -259,6 +260,41 @@ fn talk(stage: &Stage<'_>, act: &mut Act) -> Result<()> {
     let answer = programs::log_in(stage.lab, device("ops")?, device("nvr")?, network);
     act.succeeds("ssh, ops to nvr", answer);
     Ok(())
+}
+
+/// Asks the tools that people have.
+fn ask(stage: &Stage<'_>, act: &mut Act) -> Result<()> {
+    for (from, to) in [("scada.s1", "plc-1.s1"), ("contractor.s2", "plc-2.s2")] {
+        let said = stage
+            .central
+            .hedgerow(&["--json", "explain", from, to, "modbus"]);
+        let told = said.map(|text| {
+            text.lines()
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .take(90)
+                .collect()
+        });
+        act.succeeds(&format!("hedgerow explain {from} {to} modbus"), told);
+    }
+    let status = stage.central.hedgerow(&["status"]);
+    act.succeeds("hedgerow status", status.map(|text| first_line(&text)));
+    let status = stage.agent("nvr")?.status();
+    let verified = status.map(|s| s.pointer("/policy/verified").map(Value::to_string));
+    act.succeeds(
+        "hedgerow-agent status on nvr",
+        verified.map(|v| format!("revision {} verified", v.unwrap_or_default())),
+    );
+    Ok(())
+}
+
+fn first_line(text: &str) -> String {
+    text.lines()
+        .find(|l| !l.trim().is_empty())
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 fn stream(stage: &Stage<'_>, act: &mut Act) -> Result<()> {
