@@ -135,13 +135,19 @@ fn remedy(list: &[&Refusal], tunnel: &str, port: u16) -> String {
         (Owner::Ufw, false, false) => format!("`ufw allow in on {tunnel}`"),
         (Owner::Ufw, false, true) => format!("`ufw allow out on {tunnel}`"),
         (Owner::Firewalld, true, false) => {
-            format!("`firewall-cmd --permanent --add-port={port}/udp`, then `firewall-cmd --reload`")
+            format!(
+                "`firewall-cmd --permanent --add-port={port}/udp`, then `firewall-cmd --reload`"
+            )
         }
         (Owner::Firewalld, false, false) => format!(
             "`firewall-cmd --permanent --zone=trusted --add-interface={tunnel}`, then `firewall-cmd --reload`"
         ),
         (Owner::Iptables | Owner::Docker, ..) => {
-            let (chain, interface) = if sends { ("OUTPUT", "-o") } else { ("INPUT", "-i") };
+            let (chain, interface) = if sends {
+                ("OUTPUT", "-o")
+            } else {
+                ("INPUT", "-i")
+            };
             let side = if sends { "--sport" } else { "--dport" };
             let rule = if is_port {
                 format!("-p udp {side} {port}")
@@ -213,8 +219,6 @@ fn saved(path: &str) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use expect_test::expect;
-
     use super::*;
 
     fn refusal(owner: Owner, affected: Affected, way: Way, place: (Family, &str, &str)) -> Refusal {
@@ -235,24 +239,48 @@ mod tests {
         let (port, tunnel) = (Affected::MeshPort, Affected::Tunnel);
         let list = [
             refusal(Owner::Ufw, port, Way::Input, filter),
-            refusal(Owner::Ufw, port, Way::Input, (Family::Ip6, "filter", "INPUT")),
+            refusal(
+                Owner::Ufw,
+                port,
+                Way::Input,
+                (Family::Ip6, "filter", "INPUT"),
+            ),
             refusal(Owner::Ufw, tunnel, Way::Input, filter),
-            refusal(Owner::Docker, Affected::Forwarded, Way::Forward, (Family::Ip, "filter", "FORWARD")),
+            refusal(
+                Owner::Docker,
+                Affected::Forwarded,
+                Way::Forward,
+                (Family::Ip, "filter", "FORWARD"),
+            ),
             refusal(Owner::Firewalld, port, Way::Input, zones),
             refusal(Owner::Firewalld, tunnel, Way::Input, zones),
-            refusal(Owner::Iptables, port, Way::Output, (Family::Ip6, "filter", "OUTPUT")),
-            refusal(Owner::Other, tunnel, Way::Input, (Family::Inet, "mine", "in")),
+            refusal(
+                Owner::Iptables,
+                port,
+                Way::Output,
+                (Family::Ip6, "filter", "OUTPUT"),
+            ),
+            refusal(
+                Owner::Other,
+                tunnel,
+                Way::Input,
+                (Family::Inet, "mine", "in"),
+            ),
         ];
         let text = super::super::text(&judge(&list, "hedgerow0", 7117));
-        expect![[r#"
-            warning foreign_firewall: ufw drops what it does not know on input (ip filter INPUT, ip6 filter INPUT); the mesh port udp/7117 is not opened; `ufw allow 7117/udp`
-            warning foreign_firewall: ufw drops connections from the mesh (ip filter INPUT), also those that the policy allows: hedgerow0 is not let through; `ufw allow in on hedgerow0`
-            warning foreign_firewall: firewalld drops what it does not know on input (inet firewalld filter_INPUT); the mesh port udp/7117 is not opened; `firewall-cmd --permanent --add-port=7117/udp`, then `firewall-cmd --reload`
-            warning foreign_firewall: firewalld drops connections from the mesh (inet firewalld filter_INPUT), also those that the policy allows: hedgerow0 is not let through; `firewall-cmd --permanent --zone=trusted --add-interface=hedgerow0`, then `firewall-cmd --reload`
-            warning foreign_firewall: iptables drops what it does not know on output (ip6 filter OUTPUT); the mesh port udp/7117 may not send; `ip6tables -I OUTPUT -p udp --sport 7117 -j ACCEPT`, and where these rules are saved
-            warning foreign_firewall: a firewall drops connections from the mesh (inet mine in), also those that the policy allows: hedgerow0 is not let through; `nft insert rule inet mine in iifname "hedgerow0" accept`, and in the file it comes from
-            ok      foreign_firewall: docker drops what this machine would pass on (ip filter FORWARD): harmless, a device passes nothing on"#]]
-        .assert_eq(&text);
+        let lines = [
+            r#"warning foreign_firewall: ufw drops what it does not know on input (ip filter INPUT, ip6 filter INPUT); the mesh port udp/7117 is not opened; `ufw allow 7117/udp`"#,
+            r#"warning foreign_firewall: ufw drops connections from the mesh (ip filter INPUT), also those that the policy allows: hedgerow0 is not let through; `ufw allow in on hedgerow0`"#,
+            r#"warning foreign_firewall: firewalld drops what it does not know on input (inet firewalld filter_INPUT); the mesh port udp/7117 is not opened; `firewall-cmd --permanent --add-port=7117/udp`, then `firewall-cmd --reload`"#,
+            r#"warning foreign_firewall: firewalld drops connections from the mesh (inet firewalld filter_INPUT), also those that the policy allows: hedgerow0 is not let through; `firewall-cmd --permanent --zone=trusted --add-interface=hedgerow0`, then `firewall-cmd --reload`"#,
+            r#"warning foreign_firewall: iptables drops what it does not know on output (ip6 filter OUTPUT); the mesh port udp/7117 may not send; `ip6tables -I OUTPUT -p udp --sport 7117 -j ACCEPT`, and where these rules are saved"#,
+            r#"warning foreign_firewall: a firewall drops connections from the mesh (inet mine in), also those that the policy allows: hedgerow0 is not let through; `nft insert rule inet mine in iifname "hedgerow0" accept`, and in the file it comes from"#,
+            r#"ok      foreign_firewall: docker drops what this machine would pass on (ip filter FORWARD): harmless, a device passes nothing on"#,
+        ];
+        for (found, expected) in text.lines().zip(lines) {
+            assert_eq!(found, expected);
+        }
+        assert_eq!(text.lines().count(), lines.len());
     }
 
     #[test]
@@ -261,9 +289,16 @@ mod tests {
         let docker = refusal(Owner::Docker, Affected::Forwarded, Way::Forward, forward);
         for list in [&[docker][..], &[]] {
             let findings = judge(list, "hedgerow0", 7117);
-            assert!(findings.iter().all(|f| f.severity == super::super::Severity::Ok));
+            assert!(
+                findings
+                    .iter()
+                    .all(|f| f.severity == super::super::Severity::Ok)
+            );
             let last = &findings.last().unwrap().message;
-            assert_eq!(last, "no other firewall is in the way of udp/7117 or hedgerow0");
+            assert_eq!(
+                last,
+                "no other firewall is in the way of udp/7117 or hedgerow0"
+            );
         }
     }
 }
