@@ -91,7 +91,8 @@ pub struct Ticket {
     /// Its overlay addresses; it may send from no others.
     #[n(6)]
     pub addresses: OverlayAddresses,
-    /// Grows with every change of labels, addresses or state; see [`RevocationList::min_epochs`].
+    /// Grows with every change of name, labels or addresses; see [`RevocationList::min_epochs`]. A
+    /// change of state travels in [`States`] and leaves it as it is.
     #[n(7)]
     pub epoch: u64,
     /// End of validity, in seconds since 1970; the certificate's end. Grace states follow.
