@@ -81,7 +81,6 @@ fn main() {
     write("to_agent", "null", &[0x82, 0, 0x80]);
     write("enroll", "frame", &[0, 0, 0, 2, 0xa0, 0xa0]);
     write("token", "prefix", b"hgt1.hAEC");
-    write("introduction", "short", &[0, 2, 0xa0, 0]);
     write("memory", "empty", &[0x80]);
     write("manifest", "empty", &[0x80]);
     write("certificate", "sequence", &[0x30, 0x03, 0x02, 0x01, 0x01]);
