@@ -36,8 +36,9 @@ pub(crate) fn play(stage: &mut Stage<'_>) -> Result<bool> {
     stranger(stage, &mut act)?;
     old_ticket(stage, &mut act)?;
     revoked(stage, &mut act)?;
-    copied_disk(stage, &mut act)?;
     stage.compare_predicted(&mut act)?;
+    // Last: until an operator has decided, the copy competes with the original for its sessions.
+    copied_disk(stage, &mut act)?;
     Ok(act.end())
 }
 
