@@ -421,4 +421,28 @@ mod tests {
             assert_eq!(failure.fault.exit_code(), 1);
         }
     }
+
+    /// The reference page names every key with its default, and no other.
+    #[test]
+    fn the_reference_page_has_every_key() {
+        let config = Config::parse("version = 1\n", "x").unwrap();
+        let keys = config.origins().iter().map(|o| o.key.as_str());
+        let page = include_str!("../../../docs/reference/agent.toml.md");
+        let named = page
+            .lines()
+            .filter_map(|l| l.strip_prefix("| `")?.split('`').next());
+        let set = |keys: &mut dyn Iterator<Item = &str>| {
+            keys.map(str::to_owned)
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(set(&mut { named }), set(&mut { keys }));
+        for origin in config.origins().iter().filter(|o| o.key != "version") {
+            let value = origin.value.trim_matches('"');
+            let row = page
+                .lines()
+                .find(|l| l.starts_with(&format!("| `{}` |", origin.key)));
+            let default = row.unwrap().split('|').nth(2).unwrap().trim();
+            assert_eq!(default.trim_matches('`'), value, "{}", origin.key);
+        }
+    }
 }
