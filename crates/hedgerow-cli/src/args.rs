@@ -232,6 +232,9 @@ pub(crate) enum DeviceCommand {
             hide_default_value = true
         )]
         labels: Labels,
+        /// Only those that wait for approval
+        #[arg(long, conflicts_with_all = ["site", "labels"])]
+        pending: bool,
     },
     /// Show one device
     Show {

@@ -19,7 +19,8 @@ use crate::table::{Cell, Table};
 /// Runs a command about devices.
 pub(super) fn run(command: DeviceCommand, shell: &mut Shell<'_>) -> Result<ExitCode, CliError> {
     match command {
-        DeviceCommand::List { site, labels } => show_all(site.as_ref(), &labels, shell),
+        DeviceCommand::List { pending: true, .. } => show_pending(shell),
+        DeviceCommand::List { site, labels, .. } => show_all(site.as_ref(), &labels, shell),
         DeviceCommand::Show { device } => show(&device, shell),
         DeviceCommand::Label {
             device,
@@ -189,10 +190,7 @@ fn show_all(
     if let Some(devices) = answer.get_mut("devices").and_then(Value::as_array_mut) {
         devices.retain(fits);
     }
-    let waiting: Vec<&Value> = list(&waiting, "pending")
-        .iter()
-        .filter(|device| text(device, "decision") == "waiting")
-        .collect();
+    let waiting = undecided(&waiting);
     if shell.json {
         if let Some(map) = answer.as_object_mut() {
             map.insert("pending".to_owned(), json!(waiting));
@@ -220,17 +218,38 @@ fn show_all(
             "No such devices. `hedgerow token create` lets one enroll."
         )?;
     }
-    show_waiting(&waiting, shell)?;
+    if !waiting.is_empty() {
+        writeln!(shell.out)?;
+        show_waiting(&waiting, shell)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns those that nobody has decided about.
+fn undecided(pending: &Value) -> Vec<&Value> {
+    list(pending, "pending")
+        .iter()
+        .filter(|device| text(device, "decision") == "waiting")
+        .collect()
+}
+
+fn show_pending(shell: &mut Shell<'_>) -> Result<ExitCode, CliError> {
+    let answer = shell.call(Request::get("pending"))?;
+    let waiting = undecided(&answer);
+    if shell.json {
+        shell.print_json(&json!({"pending": waiting}))?;
+    } else if waiting.is_empty() {
+        writeln!(shell.err, "No device waits for approval.")?;
+    } else {
+        show_waiting(&waiting, shell)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn show_waiting(waiting: &[&Value], shell: &mut Shell<'_>) -> Result<(), CliError> {
-    if waiting.is_empty() {
-        return Ok(());
-    }
     writeln!(
         shell.out,
-        "\nWaiting for `hedgerow device approve` or `reject`:\n"
+        "Waiting for `hedgerow device approve` or `reject`:\n"
     )?;
     let mut table = Table::new(&["FINGERPRINT", "HOSTNAME", "SITE", "LABELS", "FROM", "SINCE"]);
     for device in waiting {

@@ -28,6 +28,7 @@ pub(super) fn run(all: bool, shell: &mut Shell<'_>) -> Result<ExitCode, CliError
         text(&status, "revision"),
         text(&status, "policy_revision"),
     )?;
+    writeln!(shell.out, "root hash {}", text(&status, "root_hash"))?;
     writeln!(
         shell.out,
         "{} devices, {} connected, {} of these verified in their kernel, {} quarantined, {} flagged",

@@ -122,7 +122,7 @@ fn device(name: &str, verified: &str, connected: bool) -> Value {
 fn status(devices: Vec<Value>) -> Value {
     json!({
         "trust_domain": "plant.example", "revision": "1.8", "policy_revision": "1.7",
-        "enrolled": devices.len(), "connected": 2, "verified": 1, "quarantined": 0, "flagged": 0,
+        "root_hash": "5a".repeat(32), "enrolled": devices.len(), "connected": 2, "verified": 1, "quarantined": 0, "flagged": 0,
         "devices": devices,
     })
 }
@@ -206,6 +206,102 @@ fn devices_are_listed_with_those_that_wait() {
         -- ExitCode(unix_exit_status(0))
     "#]]
     .assert_eq(&run("hedgerow device list --site s1", answers));
+}
+
+#[test]
+fn those_that_wait_are_listed_alone() {
+    let waiting = |decision: &str| {
+        json!({"fingerprint": "abcd-efgh", "hostname": "gw-9", "site": "s1",
+            "labels": {"role": "plc"}, "source": "192.0.2.7:40000", "decision": decision,
+            "created_ms": 1_774_857_000_000u64})
+    };
+    let answer = json!({"pending": [waiting("waiting"), waiting("rejected")]});
+    expect![[r#"
+        Get pending
+        -- out
+        Waiting for `hedgerow device approve` or `reject`:
+
+        FINGERPRINT  HOSTNAME  SITE  LABELS    FROM             SINCE
+        abcd-efgh    gw-9      s1    role=plc  192.0.2.7:40000  2026-03-30T07:50:00Z
+        -- err
+        -- ExitCode(unix_exit_status(0))
+    "#]]
+    .assert_eq(&run("hedgerow device list --pending", [Ok(answer)]));
+    let none = run(
+        "hedgerow device list --pending",
+        [Ok(json!({"pending": []}))],
+    );
+    assert!(none.contains("No device waits for approval."), "{none}");
+}
+
+#[test]
+fn who_waits_is_approved_with_what_is_given_and_nothing_else() {
+    let line = "hedgerow device approve abcd-efgh --site s1 --labels role=plc --name plc-1";
+    expect![[r#"
+        Post devices/abcd-efgh/approve {"labels":{"role":"plc"},"name":"plc-1","site":"s1"}
+        -- out
+        abcd-efgh is approved.
+        -- err
+        -- ExitCode(unix_exit_status(0))
+    "#]]
+    .assert_eq(&run(line, [Ok(json!({"fingerprint": "abcd-efgh"}))]));
+    expect![[r#"
+        Post devices/gw-9/approve {}
+        -- out
+        {
+          "device": {
+            "fingerprint": "abcd-efgh"
+          },
+          "rollout": null
+        }
+        -- err
+        -- ExitCode(unix_exit_status(0))
+    "#]]
+    .assert_eq(&run(
+        "hedgerow --json device approve gw-9",
+        [Ok(json!({"fingerprint": "abcd-efgh"}))],
+    ));
+}
+
+#[test]
+fn who_waits_is_turned_away() {
+    expect![[r#"
+        Post devices/gw-9/reject {}
+        -- out
+        gw-9 is turned away.
+        -- err
+        -- ExitCode(unix_exit_status(0))
+    "#]]
+    .assert_eq(&run("hedgerow device reject gw-9", [Ok(json!({}))]));
+    let unknown = CliError::new(
+        Fault::Operator,
+        "unknown_device",
+        "no device waits under `gw-9`",
+        "`hedgerow device list --pending` shows them",
+    );
+    expect![[r#"
+        Post devices/gw-9/reject {}
+        -- out
+        -- err
+        error: no device waits under `gw-9`
+          help: `hedgerow device list --pending` shows them
+        -- error 1
+    "#]]
+    .assert_eq(&run("hedgerow device reject gw-9", [Err(unknown)]));
+}
+
+#[test]
+fn a_device_is_removed_by_its_name_whatever_is_in_it() {
+    expect![[r#"
+        Delete devices/camera.s1
+        -- out
+        camera.s1 is removed.
+        -- err
+        -- ExitCode(unix_exit_status(0))
+    "#]]
+    .assert_eq(&run("hedgerow device remove camera.s1", [Ok(json!({}))]));
+    let odd = run("hedgerow device remove a/../b", [Ok(json!({}))]);
+    assert!(odd.starts_with("Delete devices/a%2F..%2Fb\n"), "{odd}");
 }
 
 #[test]
@@ -399,6 +495,7 @@ fn status_shows_whoever_is_not_as_it_should_be() {
         Get status
         -- out
         plant.example: revision 1.8, policy 1.7
+        root hash 5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a
         3 devices, 2 connected, 1 of these verified in their kernel, 0 quarantined, 0 flagged
 
         DEVICE  CONNECTED  IN THE KERNEL  AGE  STATE
@@ -432,6 +529,41 @@ fn events_are_filtered_and_spelt_out() {
         "hedgerow events --kind address_spoofed",
         [Ok(json!({"events": events, "last": 4}))],
     ));
+}
+
+#[test]
+fn followed_events_go_on_where_the_last_answer_ended() {
+    let event = |seq: u64| {
+        json!({"seq": seq, "at_ms": 1_774_857_540_000u64, "kind": "agent_started",
+            "severity": "informational", "device": "kap", "device_name": "camera.s1",
+            "details": {}})
+    };
+    let gone = CliError::new(
+        Fault::Environment,
+        "unreachable",
+        "cannot reach x",
+        "is it running?",
+    );
+    let answers = [
+        Ok(json!({"events": [event(4)], "last": 4})),
+        Ok(json!({"events": [], "last": 4})),
+        Ok(json!({"events": [event(5)], "last": 5})),
+        Err(gone),
+    ];
+    expect![[r#"
+        Get events?limit=50
+        Get events?after=4&limit=50
+        Get events?after=4&limit=50
+        Get events?after=5&limit=50
+        -- out
+        2026-03-30T07:59:00Z  agent_started  camera.s1
+        2026-03-30T07:59:00Z  agent_started  camera.s1
+        -- err
+        error: cannot reach x
+          help: is it running?
+        -- error 4
+    "#]]
+    .assert_eq(&run("hedgerow events --follow", answers));
 }
 
 #[test]
