@@ -20,6 +20,9 @@ use crate::refusal::Refusal;
 use crate::store::StoreError;
 use crate::{backup, disk, operator, run};
 
+/// The one thing taken from the environment.
+pub(crate) const LOG_FILTER: &str = "HEDGEROW_LOG";
+
 /// Longest passphrase, in bytes.
 const PASSPHRASE_BYTES_MAX: u64 = 4096;
 
@@ -141,9 +144,7 @@ pub(crate) fn main() -> ExitCode {
     };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(
-            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn")),
-        )
+        .with_env_filter(log_filter(LOG_FILTER))
         .with_ansi(false)
         .init();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -154,6 +155,12 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+/// What the variable asks for, else what an operator would ask about.
+fn log_filter(variable: &str) -> EnvFilter {
+    let wanted = EnvFilter::builder().with_env_var(variable).try_from_env();
+    wanted.unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"))
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
@@ -285,4 +292,18 @@ fn say(text: &str) -> anyhow::Result<()> {
 fn say_error(text: &str) {
     // Without standard error there is nobody to tell.
     drop(writeln!(std::io::stderr(), "{text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_filter_the_log_is_quiet() {
+        let filter = log_filter("HEDGEROW_TEST_UNSET").to_string();
+        assert!(
+            filter.contains("info") && filter.contains("sqlx=warn"),
+            "{filter}"
+        );
+    }
 }

@@ -3,17 +3,22 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use hedgerow_identity::certificate::DEVICE_LEAF_LIFE_MAX;
 use hedgerow_model::address::Prefix;
 use hedgerow_model::id::TrustDomain;
 use serde::{Deserialize, Serialize};
 
-use crate::disk;
 use crate::store::addresses::V4Pool;
+use crate::{disk, issue};
 
 /// Where `init` keeps everything unless told otherwise.
 pub(crate) const DIR_DEFAULT: &str = "/var/lib/hedgerow/control";
 /// The configuration that `run` reads unless told otherwise.
 pub(crate) const CONFIG_DEFAULT: &str = "/etc/hedgerow/control.toml";
+
+/// Longest life of a device's certificate, in whole hours: devices refuse what lives longer than
+/// 31 days, and a certificate begins a little in the past.
+const DEVICE_HOURS_MAX: u64 = (DEVICE_LEAF_LIFE_MAX.as_secs() - issue::BACKDATE.as_secs()) / 3600;
 
 /// The file as written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -187,8 +192,10 @@ impl Config {
             .map(|p| p.parse().map_err(|e| format!("fleet.management: {e}")))
             .collect::<Result<_, _>>()?;
         let c = &raw.certificates;
-        if !(1..=24 * 90).contains(&c.device_hours) {
-            return Err("certificates.device_hours: it takes 1 to 2160".to_owned());
+        if !(1..=DEVICE_HOURS_MAX).contains(&c.device_hours) {
+            return Err(format!(
+                "certificates.device_hours: it takes 1 to {DEVICE_HOURS_MAX}"
+            ));
         }
         if c.grace_days > 365 || c.controller_days == 0 || c.operator_days == 0 {
             return Err(
@@ -246,6 +253,8 @@ pub(crate) fn split_endpoint(endpoint: &str) -> Result<(String, u16), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const GOOD: &str = "version = 1\ndir = \"/x\"\nlisten = \"0.0.0.0:7443\"\n\
@@ -263,10 +272,37 @@ mod tests {
             "[limits]\nsessions_max = 0\n",
             "[fleet]\npool_v4 = \"10.0.0.0/24\"\n",
             "[certificates]\ngrace_days = 400\n",
+            "[certificates]\ndevice_hours = 0\n",
+            "[certificates]\ndevice_hours = 744\n",
         ] {
             assert!(load(&format!("{GOOD}{bad}")).is_err(), "{bad}");
         }
+        assert!(load(&format!("{GOOD}[certificates]\ndevice_hours = 743\n")).is_ok());
         assert!(load(&GOOD.replace("version = 1", "version = 2")).is_err());
+    }
+
+    /// The reference page names every key, and no other.
+    #[test]
+    fn the_reference_page_has_every_key() {
+        let raw: RawConfig = toml::from_str(GOOD).unwrap();
+        let toml::Value::Table(all) = toml::Value::try_from(&raw).unwrap() else {
+            panic!("a configuration is a table");
+        };
+        let mut keys = BTreeSet::new();
+        for (key, value) in &all {
+            if let toml::Value::Table(part) = value {
+                keys.extend(part.keys().map(|k| format!("{key}.{k}")));
+            } else {
+                keys.insert(key.clone());
+            }
+        }
+        let page = include_str!("../../../docs/reference/control.toml.md");
+        let named = page
+            .lines()
+            .filter_map(|l| l.strip_prefix("| `")?.split('`').next());
+        assert_eq!(named.map(str::to_owned).collect::<BTreeSet<_>>(), keys);
+        assert!(page.contains(&format!("1 to {DEVICE_HOURS_MAX} hours")));
+        assert!(page.contains(&format!("`{}`", crate::cli::LOG_FILTER)));
     }
 
     #[test]

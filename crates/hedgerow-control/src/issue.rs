@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use crate::entropy;
 
 /// Certificates begin this long before they are made: other clocks are late.
-const BACKDATE: Duration = Duration::from_secs(600);
+pub(crate) const BACKDATE: Duration = Duration::from_secs(600);
 /// Life of the root.
 const ROOT_DAYS: u64 = 3650;
 
