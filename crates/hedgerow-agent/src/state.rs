@@ -37,7 +37,7 @@ use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::program::{DeviceState, Program};
 use hedgerow_model::resource::{Resource, ResourceKind};
-use hedgerow_model::ruleset::{ProfileId, Ruleset};
+use hedgerow_model::ruleset::{Profile, ProfileId, Ruleset};
 use hedgerow_model::statement::{Names, P256Public, PeerQuery, SiteConfig, Ticket, X25519Public};
 use hedgerow_model::{Mono, Now};
 use hedgerow_policy::Facts;
@@ -106,8 +106,8 @@ pub(crate) enum ToTunnel {
     RemovePeer(DeviceId),
     /// Send a datagram from the tunnel's port.
     Send(Underlay, Vec<u8>),
-    /// Packets that wait for this address may go.
-    Release(Overlay),
+    /// Packets that wait for this address may go if this profile lets them.
+    Release(Overlay, Box<Profile>),
     /// Packets that wait for this address are refused.
     Reject(Overlay),
 }
@@ -176,6 +176,8 @@ pub(crate) struct State {
     bind_at: Mono,
     disk_failed: bool,
     clock_said: bool,
+    /// Whether the table was made under a trusted clock.
+    clock_trusted: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,6 +240,7 @@ impl State {
             bind_at: Mono::ZERO,
             disk_failed: false,
             clock_said: false,
+            clock_trusted: false,
         };
         let complaints = state.restore(stored.resources);
         Ok((state, complaints))
@@ -246,6 +249,7 @@ impl State {
     /// Starts: loads the table of the last program, before anything else.
     pub(crate) fn handle_start(&mut self, now: Now) {
         self.kernel.request();
+        self.clock_trusted = now.wall_is_trusted;
         // The controller forgot, or was told by another boot, what stands in this kernel.
         if let Some(revision) = self.revision {
             self.kernel.await_verdict(revision, false);
@@ -334,7 +338,11 @@ impl State {
 
     /// Notes where controllers called by name are.
     pub(crate) fn handle_addresses(&mut self, found: BTreeMap<String, Vec<SocketAddr>>, now: Now) {
-        self.addresses = found;
+        // A name that has no answer now keeps its last one: silence must not narrow the lifeline.
+        let named = self.controllers();
+        self.addresses.retain(|name, _| named.contains(name));
+        let answered = found.into_iter().filter(|(_, list)| !list.is_empty());
+        self.addresses.extend(answered);
         self.refresh(now);
     }
 
@@ -360,6 +368,12 @@ impl State {
         } else if now.wall_is_trusted {
             self.clock_said = false;
         }
+        if self.clock_trusted != now.wall_is_trusted {
+            // Windows that allow close without a trusted clock, and open with one.
+            self.clock_trusted = now.wall_is_trusted;
+            self.refresh(now);
+            self.reconsider(now);
+        }
         self.kernel_timeout(now);
         self.mesh.handle_timeout(self.world.view(now));
         self.drain_mesh(now);
@@ -375,6 +389,9 @@ impl State {
         let bind = (self.bind_at, "new key");
         let mesh = self.mesh.deadline();
         let kernel = self.kernel.deadline(now);
+        if self.clock_trusted != now.wall_is_trusted {
+            return (now.mono, "the clock is judged otherwise");
+        }
         [bind, mesh, kernel]
             .into_iter()
             .min_by_key(|(at, _)| *at)

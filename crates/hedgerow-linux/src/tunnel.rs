@@ -205,16 +205,11 @@ pub enum Command {
     /// Sends the packets that wait for `dst` to the peer that now holds it, those that `profile` lets
     /// pass; the others are answered like [`Command::RejectQueued`]. The kernel judged none of them:
     /// it did not know the peer.
-    ReleaseJudged {
+    Release {
         /// The destination that was [`Report::Wanted`].
         dst: Overlay,
         /// What the peer and this device may do.
         profile: Box<Profile>,
-    },
-    /// Sends the packets that wait for `dst` unjudged.
-    Release {
-        /// The destination that was [`Report::Wanted`].
-        dst: Overlay,
     },
     /// Answers the packets that wait for `dst` with "administratively prohibited".
     RejectQueued {

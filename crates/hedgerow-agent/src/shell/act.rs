@@ -139,7 +139,7 @@ impl Daemon {
             | ToTunnel::ForgetOldKey(_)
             | ToTunnel::RemovePeer(_)
             | ToTunnel::Send(..)
-            | ToTunnel::Release(_)
+            | ToTunnel::Release(..)
             | ToTunnel::Reject(_) => None,
         };
         let Some(tunnel) = &self.tunnel else {
@@ -273,6 +273,7 @@ impl Daemon {
             endpoint,
             connection,
             session: None,
+            leaf: Vec::new(),
             uses_next,
             welcomed: false,
         });
@@ -280,7 +281,12 @@ impl Daemon {
 
     pub(super) fn handle_uplink(&mut self, report: uplink::Report, now: Now) {
         match report {
-            uplink::Report::Connected(local) => self.greet(local.map(|a| a.ip()), now),
+            uplink::Report::Connected(local, leaf) => {
+                if let Some(live) = &mut self.live {
+                    live.leaf = leaf;
+                }
+                self.greet(local.map(|a| a.ip()), now);
+            }
             uplink::Report::Room => {}
             uplink::Report::Bytes(bytes) => {
                 let Some(session) = self.session() else {
@@ -371,7 +377,10 @@ impl Daemon {
     fn obey(&mut self, output: agent::Output, now: Now) {
         match output {
             agent::Output::Welcomed(welcome) => self.welcomed(&welcome, now),
-            agent::Output::Apply(update) => self.state.handle_update(update, now),
+            agent::Output::Apply(update) => {
+                self.state.handle_update(update, now);
+                self.judge_server(now);
+            }
             agent::Output::Refused {
                 revision,
                 kind,
@@ -403,6 +412,21 @@ impl Daemon {
                 self.disconnect("the controller is busy");
             }
             agent::Output::Closed(reason) => self.disconnect(&reason),
+        }
+    }
+
+    /// Ends the session with a server that what just came speaks against.
+    fn judge_server(&mut self, now: Now) {
+        let Some(live) = &self.live else {
+            return;
+        };
+        let standing = self.state.standing();
+        let purpose = Purpose::Server {
+            own_site: standing.site(),
+        };
+        let checked = check_leaf(&live.leaf, self.state.trust(), standing, purpose, now);
+        if let Err(refused) = checked {
+            self.disconnect(&format!("the server's certificate is refused: {refused}"));
         }
     }
 
@@ -688,7 +712,7 @@ fn command_for(order: ToTunnel) -> Command {
         },
         ToTunnel::RemovePeer(device) => Command::RemovePeer { device },
         ToTunnel::Send(to, bytes) => Command::SendDatagram { to, bytes },
-        ToTunnel::Release(dst) => Command::Release { dst },
+        ToTunnel::Release(dst, profile) => Command::Release { dst, profile },
         ToTunnel::Reject(dst) => Command::RejectQueued { dst },
     }
 }

@@ -73,6 +73,8 @@ pub(super) struct Live {
     pub(super) endpoint: String,
     pub(super) connection: Connection,
     pub(super) session: Option<AgentSession>,
+    /// The server's certificate, judged again when what is known against it changes.
+    pub(super) leaf: Vec<u8>,
     pub(super) uses_next: bool,
     /// How many of our bytes have been read by the controller does not matter; that it speaks does.
     pub(super) welcomed: bool,

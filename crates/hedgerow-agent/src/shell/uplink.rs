@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,14 +15,16 @@ use super::tls;
 
 /// Frames handed over and not yet written: few, so that an urgent one overtakes the rest.
 const FRAMES_MAX: usize = 2;
+/// How long a frame may take to leave.
+const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 
 /// What became of a connection.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// It stands, from this address of ours.
-    Connected(Option<SocketAddr>),
+    /// It stands, from this address of ours, with this certificate of the server.
+    Connected(Option<SocketAddr>, Vec<u8>),
     /// Bytes came.
     Bytes(Vec<u8>),
     /// A frame was written: there is room for another.
@@ -83,7 +86,11 @@ async fn carry(
 ) -> String {
     let local = stream.get_ref().0.local_addr().ok();
     let report = |report| inputs.send(Input::Uplink(serial, report));
-    if report(Report::Connected(local)).await.is_err() {
+    let certificates = stream.get_ref().1.peer_certificates();
+    let leaf = certificates
+        .and_then(|chain| chain.first())
+        .map_or_else(Vec::new, |leaf| leaf.to_vec());
+    if report(Report::Connected(local, leaf)).await.is_err() {
         return String::new();
     }
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -110,8 +117,10 @@ async fn carry(
                     writer.write_all(&frame).await?;
                     writer.flush().await
                 };
-                if let Err(e) = written.await {
-                    return e.to_string();
+                match tokio::time::timeout(WRITE_WITHIN, written).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) => return e.to_string(),
+                    Err(_elapsed) => return "the controller takes nothing".to_owned(),
                 }
                 if report(Report::Room).await.is_err() {
                     return String::new();

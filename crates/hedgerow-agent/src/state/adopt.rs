@@ -15,6 +15,9 @@ use hedgerow_sync::message::{Stage, Update};
 
 use super::{State, Step};
 
+/// Earlier manifests that stored resources are tried against.
+const EARLIER_MAX: usize = 8;
+
 /// Why a resource is refused; nothing of its update is in force.
 struct Refused {
     kind: ResourceKind,
@@ -88,7 +91,7 @@ impl State {
         let controllers = self.controllers();
         let names_matter = candidate.names.is_some() || candidate.config.is_some();
         self.adopt(candidate, now);
-        self.note(&update);
+        self.note(&update, now);
         self.steps.push_back(Step::Store);
         if names_matter || update.remove.contains(&ResourceKind::Names) {
             self.write_hosts();
@@ -111,7 +114,12 @@ impl State {
         let mut resources = resources;
         resources.sort_by_key(|r| r.kind);
         for resource in resources {
-            match self.examine(std::slice::from_ref(&resource)) {
+            let set = std::slice::from_ref(&resource);
+            let examined = match self.examine(set) {
+                Ok(candidate) => Ok(candidate),
+                Err(refused) => self.examine_as_before(set).ok_or(refused),
+            };
+            match examined {
                 Ok(candidate) => {
                     self.take(candidate);
                     self.resources.insert(resource.kind, resource);
@@ -122,17 +130,38 @@ impl State {
         complaints
     }
 
-    fn note(&mut self, update: &Update) {
+    /// Verifies what is stored against earlier manifests of the chain, the newest first. It held when
+    /// it came; that its key was replaced since must not make a device that is cut off forget
+    /// revocations or policy.
+    fn examine_as_before(&mut self, set: &[Resource]) -> Option<Candidate> {
+        let (genesis, chain) = (self.world.trust.genesis(), self.world.trust.export());
+        (1..chain.len()).rev().take(EARLIER_MAX).find_map(|links| {
+            let earlier = Trust::from_chain(genesis, chain.get(..links)?).ok()?;
+            let newest = std::mem::replace(&mut self.world.trust, earlier);
+            let found = self.examine(set).ok();
+            self.world.trust = newest;
+            found.filter(|candidate| candidate.trust.is_none())
+        })
+    }
+
+    fn note(&mut self, update: &Update, now: Now) {
         for resource in &update.set {
             let mark = self.marks.entry(resource.kind).or_default();
             *mark = resource.version.max(*mark);
             self.resources.insert(resource.kind, resource.clone());
         }
         for kind in &update.remove {
-            self.resources.remove(kind);
             match kind {
-                ResourceKind::Program => self.world.program = None,
-                ResourceKind::Names => self.world.names = None,
+                // Nobody signed that there is none: what was is kept until there is another.
+                ResourceKind::Program if self.world.program.is_some() => {
+                    let text = "taken away without another in its place; the one held stays";
+                    self.refuse(now, Some(*kind), text, "removed");
+                }
+                ResourceKind::Program => {}
+                ResourceKind::Names => {
+                    self.resources.remove(kind);
+                    self.world.names = None;
+                }
                 ResourceKind::Manifest
                 | ResourceKind::Revocations
                 | ResourceKind::States
@@ -154,6 +183,7 @@ impl State {
             // Whoever is revoked or superseded goes before anything is given.
             self.mesh.handle_standing_changed(self.world.view(now));
             self.drain_mesh(now);
+            self.forget_invalid(now);
         }
         if self.world.ticket.bytes() != old_ticket {
             let key_changed = self.world.ticket.identity_key != old_key;
@@ -203,6 +233,19 @@ impl State {
         Ok(candidate)
     }
 
+    fn examine_manifest(&self, resource: &Resource) -> Result<Trust, (String, &'static str)> {
+        let mut trust = self.world.trust.clone();
+        trust
+            .adopt_chain(&manifest_links(&resource.bytes))
+            .map_err(|e| (e.to_string(), "manifest"))?;
+        let version = Revision {
+            timeline: 0,
+            number: trust.manifest().version,
+        };
+        signed_version(resource, version)?;
+        Ok(trust)
+    }
+
     fn examine_one(
         &self,
         resource: &Resource,
@@ -211,11 +254,7 @@ impl State {
         let bytes = resource.bytes.as_slice();
         let world = &self.world;
         if resource.kind == ResourceKind::Manifest {
-            let mut trust = world.trust.clone();
-            trust
-                .adopt_chain(&manifest_links(bytes))
-                .map_err(|e| (e.to_string(), "manifest"))?;
-            candidate.trust = Some(trust);
+            candidate.trust = Some(self.examine_manifest(resource)?);
             return Ok(());
         }
         let trust = candidate.trust.as_ref().unwrap_or(&world.trust);
@@ -225,6 +264,7 @@ impl State {
             ResourceKind::Manifest => {}
             ResourceKind::Revocations => {
                 let list = trust.verify_revocations(bytes).map_err(statement)?;
+                signed_version(resource, list.version)?;
                 let standing = candidate
                     .standing
                     .get_or_insert_with(|| world.standing.clone());
@@ -232,6 +272,7 @@ impl State {
             }
             ResourceKind::States => {
                 let states: Verified<States> = trust.verify_states(bytes).map_err(statement)?;
+                signed_version(resource, states.revision)?;
                 let standing = candidate
                     .standing
                     .get_or_insert_with(|| world.standing.clone());
@@ -241,11 +282,17 @@ impl State {
                 let id = Some(world.ticket.id);
                 let ticket = own_ticket(trust, bytes, &self.identity_keys, id)
                     .map_err(|e| (e.to_string(), e.reason()))?;
+                let version = Revision {
+                    timeline: ticket.epoch,
+                    number: ticket.not_after_secs,
+                };
+                signed_version(resource, version)?;
                 not_older("epoch", world.ticket.epoch, ticket.epoch)?;
                 candidate.ticket = Some(ticket);
             }
             ResourceKind::Program => {
                 let body = trust.verify_program(bytes).map_err(statement)?;
+                signed_version(resource, body.revision)?;
                 let program = body.program().map_err(|e| (e.to_string(), "malformed"))?;
                 fits(&program).map_err(|e| (e.to_string(), "malformed"))?;
                 let same_class = world.program.as_ref().map(|p| &p.class) == Some(&program.class);
@@ -258,6 +305,7 @@ impl State {
                 let config = trust
                     .verify_config(bytes, &world.ticket.site)
                     .map_err(statement)?;
+                signed_version(resource, config.revision)?;
                 let held = world.config.as_ref().map(|c| c.revision);
                 not_older("configuration", held.unwrap_or_default(), config.revision)?;
                 candidate.config = Some(config.into_inner());
@@ -266,6 +314,7 @@ impl State {
                 let names = trust
                     .verify_names(bytes, world.ticket.id)
                     .map_err(statement)?;
+                signed_version(resource, names.revision)?;
                 let held = world.names.as_ref().map(|n| n.revision);
                 not_older("names", held.unwrap_or_default(), names.revision)?;
                 candidate.names = Some(names.into_inner());
@@ -313,6 +362,18 @@ impl State {
                 .detail("milliseconds", milliseconds),
         );
     }
+}
+
+/// The version is the high-water mark, and it comes unsigned: it must be the one that is signed.
+fn signed_version(resource: &Resource, signed: Revision) -> Result<(), (String, &'static str)> {
+    if resource.version == signed {
+        return Ok(());
+    }
+    let text = format!(
+        "it comes as version {} and its signature says {signed}",
+        resource.version
+    );
+    Err((text, "version"))
 }
 
 fn not_older<T: Ord + std::fmt::Display>(

@@ -1,7 +1,7 @@
 //! What the kernel shall enforce, what it does enforce, and what is on trial.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hedgerow_model::address::{OverlayAddresses, Prefix};
@@ -30,6 +30,19 @@ pub(crate) struct Underlay {
     /// The program whose enforcement was taken back; it is not tried again.
     #[n(1)]
     pub(crate) reverted: Option<Digest>,
+    /// The last program enforced it: without a usable program it stays closed.
+    #[n(2)]
+    pub(crate) is_enforced: bool,
+}
+
+/// What the lifeline is made of, as a signature or the configuration file says it. Addresses that
+/// names stand for are not among it: whoever answers for names must not undo anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Inputs {
+    controllers: Vec<String>,
+    mesh_port: u16,
+    management: Vec<Prefix>,
+    servers: Vec<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -49,6 +62,9 @@ struct Trial {
     until: Mono,
     /// Whether the controller was asked to say something.
     probed: bool,
+    /// Enforcement was confirmed before and only the lifeline is on trial: this one is kept open if
+    /// nobody answers under the new one.
+    fallback: Option<Lifeline>,
 }
 
 /// The table: wanted, loaded, verified.
@@ -69,6 +85,9 @@ pub(super) struct Kernel {
     retry_at: Mono,
     underlay: Underlay,
     trial: Option<Trial>,
+    inputs: Option<Inputs>,
+    /// A lifeline that stays open beside the one that these inputs give.
+    kept: Option<(Inputs, Lifeline)>,
 }
 
 impl Kernel {
@@ -88,6 +107,8 @@ impl Kernel {
             retry_at: Mono::NEVER,
             underlay,
             trial: None,
+            inputs: None,
+            kept: None,
         }
     }
 
@@ -108,10 +129,8 @@ impl Kernel {
     /// The controller was heard: a trial that was under way before is passed.
     pub(super) fn confirm(&mut self, now: Mono) -> Option<Underlay> {
         self.trial.take_if(|trial| now >= trial.from)?;
-        self.underlay = Underlay {
-            is_confirmed: true,
-            reverted: None,
-        };
+        self.underlay.is_confirmed = true;
+        self.underlay.reverted = None;
         Some(self.underlay)
     }
 
@@ -161,13 +180,14 @@ impl Kernel {
     }
 }
 
-/// Refuses everything on the overlay and touches nothing else: what holds before the first program.
-fn closed_program() -> Program {
+/// Refuses everything on the overlay: what holds before the first program, or without a usable one.
+/// The underlay is left alone unless it was enforced before.
+fn closed_program(underlay: Mode) -> Program {
     Program {
         format: PROGRAM_FORMAT,
         class: Class::default(),
         mode: Mode::Enforce,
-        underlay: Mode::Observe,
+        underlay,
         rules: Vec::new(),
         schedules: Vec::new(),
         sample_seconds: 10,
@@ -181,7 +201,10 @@ impl State {
         let program = match &self.world.program {
             Some(program) => program,
             None => {
-                closed = closed_program();
+                closed = closed_program(match self.kernel.underlay.is_enforced {
+                    true => Mode::Enforce,
+                    false => Mode::Observe,
+                });
                 &closed
             }
         };
@@ -202,13 +225,30 @@ impl State {
     }
 
     /// Puts the first enforcement of the underlay on trial, and leaves out one that failed its trial.
+    /// A changed lifeline is on trial too; what that can take back is the change, never enforcement
+    /// that was confirmed: who cuts a link must not undo it.
     fn restrain(&mut self, ruleset: &mut Ruleset, program: Digest, now: Now) {
-        if ruleset.underlay_mode != Mode::Enforce {
+        let inputs = self.inputs();
+        let before = self.kernel.inputs.replace(inputs.clone());
+        let is_enforced = ruleset.underlay_mode == Mode::Enforce;
+        if std::mem::replace(&mut self.kernel.underlay.is_enforced, is_enforced) != is_enforced {
+            self.steps.push_back(Step::StoreTrial(self.kernel.underlay));
+        }
+        if !is_enforced {
             self.kernel.trial = None;
+            self.kernel.kept = None;
             return;
         }
-        let lifeline = self.kernel.loaded.as_ref().map(|table| &table.lifeline);
-        if self.kernel.underlay.is_confirmed && lifeline.is_none_or(|l| *l == ruleset.lifeline) {
+        if self.kernel.underlay.is_confirmed {
+            if before.is_some_and(|before| before != inputs) {
+                let earlier = self.kernel.trial.take().and_then(|trial| trial.fallback);
+                let loaded = self.kernel.loaded.as_ref().map(|t| t.lifeline.clone());
+                self.kernel.kept = None;
+                self.try_out(program, earlier.or(loaded), now);
+            }
+            if let Some((_, old)) = self.kernel.kept.as_ref().filter(|(of, _)| *of == inputs) {
+                widen(&mut ruleset.lifeline, old);
+            }
             return;
         }
         if self.kernel.trial.is_some() {
@@ -219,18 +259,40 @@ impl State {
             ruleset.underlay.clear();
             return;
         }
+        self.steps.push_back(Step::StoreTrial(self.kernel.underlay));
+        self.try_out(program, None, now);
+    }
+
+    fn try_out(&mut self, program: Digest, fallback: Option<Lifeline>, now: Now) {
         tracing::warn!(
             seconds = self.local.trial.as_secs(),
-            "underlay enforcement is on trial: it is taken back unless the controller answers"
+            "underlay enforcement or its lifeline is on trial: the change is taken back unless the controller answers"
         );
-        self.kernel.underlay.is_confirmed = false;
-        self.steps.push_back(Step::StoreTrial(self.kernel.underlay));
         self.kernel.trial = Some(Trial {
             program,
             from: now.mono + UNDER_WAY,
             until: now.mono + self.local.trial,
             probed: false,
+            fallback,
         });
+    }
+
+    fn end_trial(&mut self, trial: Trial, now: Now) {
+        tracing::error!("no word from the controller: the change on trial is taken back");
+        let mut event = Event::new(now.wall, EventKind::UnderlayReverted);
+        match trial.fallback {
+            Some(lifeline) => {
+                event = event.detail("what", "lifeline");
+                self.kernel.kept = self.kernel.inputs.clone().map(|of| (of, lifeline));
+            }
+            None => {
+                event = event.detail("what", "enforcement");
+                self.kernel.underlay.reverted = Some(trial.program);
+                self.steps.push_back(Step::StoreTrial(self.kernel.underlay));
+            }
+        }
+        self.event(event);
+        self.refresh(now);
     }
 
     fn want(&mut self, mut ruleset: Ruleset, now: Now) {
@@ -398,11 +460,7 @@ impl State {
             self.steps.push_back(Step::Probe);
         }
         if let Some(trial) = self.kernel.trial.take_if(|t| now.mono >= t.until) {
-            self.kernel.underlay.reverted = Some(trial.program);
-            tracing::error!("no word from the controller: underlay enforcement is taken back");
-            self.event(Event::new(now.wall, EventKind::UnderlayReverted));
-            self.steps.push_back(Step::StoreTrial(self.kernel.underlay));
-            self.refresh(now);
+            self.end_trial(trial, now);
         }
         if now.wall_is_trusted && self.kernel.next_change.is_some_and(|at| now.wall >= at) {
             self.refresh(now);
@@ -418,28 +476,37 @@ impl State {
         }
     }
 
-    fn environment(&self) -> LocalEnvironment {
+    fn inputs(&self) -> Inputs {
         let config = self.world.config.as_ref();
-        let management = config.iter().flat_map(|c| &c.management);
-        let mut management: Vec<Prefix> = self
-            .local
-            .management
-            .iter()
-            .chain(management)
-            .copied()
-            .collect();
+        let given = self.local.management.iter();
+        let management = given.chain(config.iter().flat_map(|c| &c.management));
+        let mut management: Vec<Prefix> = management.copied().collect();
         management.sort_unstable();
         management.dedup();
+        Inputs {
+            controllers: self.controllers(),
+            mesh_port: self.local.mesh_port,
+            management,
+            servers: self.local.servers.clone(),
+        }
+    }
+
+    fn environment(&self) -> LocalEnvironment {
+        let inputs = self.inputs();
+        let own = self.world.ticket.addresses;
+        // Our own addresses belong to the overlay even before a configuration names the pools.
+        let mut pools = self.pools();
+        pools.extend(own.v4.and_then(|a| Prefix::new(a.into(), 32).ok()));
         LocalEnvironment {
             generation: 0,
             tunnel: self.local.tunnel.clone(),
-            own: self.world.ticket.addresses,
-            pools: self.pools(),
+            own,
+            pools,
             lifeline: Lifeline {
                 controllers: self.controller_addresses(),
-                mesh_port: self.local.mesh_port,
-                management,
-                servers: self.local.servers.clone(),
+                mesh_port: inputs.mesh_port,
+                management: inputs.management,
+                servers: inputs.servers,
             },
         }
     }
@@ -482,6 +549,19 @@ impl State {
         let zone = self.world.config.as_ref().map_or("", |c| c.zone.as_str());
         Some(Resolver::new(program, &own, zone, now).profile(facts))
     }
+}
+
+/// Lets a lifeline keep open what another one did.
+fn widen(lifeline: &mut Lifeline, old: &Lifeline) {
+    lifeline.controllers.extend(&old.controllers);
+    lifeline.controllers.sort_unstable();
+    lifeline.controllers.dedup();
+    lifeline.management.extend(&old.management);
+    lifeline.management.sort_unstable();
+    lifeline.management.dedup();
+    lifeline.servers.extend(&old.servers);
+    lifeline.servers.sort_unstable();
+    lifeline.servers.dedup();
 }
 
 /// How the table looked when read back.

@@ -6,9 +6,10 @@ use hedgerow_identity::Verified;
 use hedgerow_linux::tunnel::Report;
 use hedgerow_mesh::{Admission, Output, Resolved, Session};
 use hedgerow_model::Now;
-use hedgerow_model::address::{OverlayAddresses, Underlay};
+use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::{PeerQuery, Ticket};
 use hedgerow_policy::Facts;
 use hedgerow_sync::message::ResolvedPeer;
@@ -21,6 +22,7 @@ const ASKED_MAX: usize = 256;
 /// A peer that the policy was asked about.
 #[derive(Debug)]
 pub(super) struct Peer {
+    ticket: Verified<Ticket>,
     pub(super) facts: Facts,
     pub(super) addresses: OverlayAddresses,
     /// The mesh waits for the kernel's element.
@@ -101,9 +103,14 @@ impl State {
                 Output::ForgetOldKey { device } => self
                     .steps
                     .push_back(Step::Tunnel(ToTunnel::ForgetOldKey(device))),
-                Output::Release { address } => self
-                    .steps
-                    .push_back(Step::Tunnel(ToTunnel::Release(address))),
+                Output::Release { address } => {
+                    // The kernel did not know the peer when it let these packets through.
+                    let order = match self.profile_at(address, now) {
+                        Some(profile) => ToTunnel::Release(address, Box::new(profile)),
+                        None => ToTunnel::Reject(address),
+                    };
+                    self.steps.push_back(Step::Tunnel(order));
+                }
                 Output::Reject { address, reason } => {
                     tracing::debug!(%address, %reason, "packets refused");
                     self.steps
@@ -171,6 +178,7 @@ impl State {
             return;
         };
         let peer = Peer {
+            ticket: ticket.clone(),
             facts,
             addresses: ticket.addresses,
             waits: true,
@@ -263,6 +271,30 @@ impl State {
             self.mesh.handle_admitted(device, Admission::Denied, view);
         }
         self.drain_mesh(now);
+    }
+
+    /// Takes out whoever does not hold any more and was not a peer of the mesh yet.
+    pub(super) fn forget_invalid(&mut self, now: Now) {
+        let world = &self.world;
+        let holds = |p: &Peer| {
+            let checked = world.trust.recheck_ticket(&p.ticket, &world.standing, now);
+            checked.is_ok()
+        };
+        let known = self.peers.known.iter();
+        let gone: Vec<(DeviceId, OverlayAddresses)> = known
+            .filter(|(_, p)| !holds(p))
+            .map(|(device, p)| (*device, p.addresses))
+            .collect();
+        for (device, addresses) in gone {
+            self.remove(device, addresses);
+        }
+    }
+
+    fn profile_at(&self, address: Overlay, now: Now) -> Option<Profile> {
+        let mut known = self.peers.known.iter();
+        let (device, peer) = known.find(|(_, p)| p.addresses.contains(address))?;
+        let state = self.world.standing.state(*device);
+        self.profile_of(&peer.facts.clone().in_state(state), now)
     }
 
     fn facts(&self) -> Vec<(DeviceId, Facts)> {

@@ -7,6 +7,8 @@ use minicbor::{Decode, Encode};
 
 /// Most events of one kind and minute; the rest is counted into the next one.
 const SAME_KIND_MAX: usize = 30;
+/// The same for kinds of high severity, which others can cause too.
+const SAME_HIGH_KIND_MAX: usize = 120;
 
 /// The spool as it is written to disk.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
@@ -58,12 +60,20 @@ impl Spool {
         let kind: EventKind = event.kind;
         let recent = self.waiting.iter().rev().take(256);
         let same = recent.filter(|e| e.kind == kind && minute(e) == minute(&event));
-        if same.count() >= SAME_KIND_MAX && kind.severity() < Severity::High {
+        let max = match kind.severity() >= Severity::High {
+            true => SAME_HIGH_KIND_MAX,
+            false => SAME_KIND_MAX,
+        };
+        if same.count() >= max {
             self.dropped = self.dropped.saturating_add(1);
             return;
         }
         if self.waiting.len() >= self.max {
             self.make_room();
+        }
+        if self.waiting.len() >= self.max {
+            self.dropped = self.dropped.saturating_add(1);
+            return;
         }
         self.urgent |= kind.severity() >= Severity::Medium;
         self.changed = true;
@@ -121,18 +131,15 @@ impl Spool {
         self.changed = true;
     }
 
+    /// What is under way has numbers already and stays.
     fn make_room(&mut self) {
-        let lowest = self.waiting.iter().map(|e| e.kind.severity()).min();
-        let at = self
-            .waiting
-            .iter()
-            .position(|e| Some(e.kind.severity()) == lowest);
-        if let Some(at) = at {
+        let free = || self.waiting.iter().enumerate().skip(self.sent);
+        let lowest = free().map(|(_, e)| e.kind.severity()).min();
+        let found = free().find(|(_, e)| Some(e.kind.severity()) == lowest);
+        if let Some(at) = found.map(|(at, _)| at) {
             self.waiting.remove(at);
             self.dropped = self.dropped.saturating_add(1);
         }
-        // What is under way has numbers already: take it back rather than renumber it.
-        self.sent = 0;
     }
 }
 
@@ -194,5 +201,25 @@ mod tests {
         spool.push(event(EventKind::PacketRefused, 2));
         let (_, events) = spool.next_report(99).unwrap();
         assert_eq!(events.last().unwrap().details["dropped_before"], "470");
+    }
+
+    #[test]
+    fn attack_a_flood_of_high_severity_is_counted_and_what_is_under_way_stays() {
+        let mut spool = Spool::new(150);
+        spool.push(event(EventKind::AgentStarted, 0));
+        assert_eq!(spool.next_report(9).unwrap().1.len(), 1);
+        for minute in 1..4 {
+            for _ in 0..1000 {
+                spool.push(event(EventKind::AddressSpoofed, minute));
+            }
+        }
+        assert_eq!(spool.len(), 150);
+        spool.handle_stored(2);
+        let (first, events) = spool.next_report(999).unwrap();
+        assert_eq!(
+            (first, events.len()),
+            (2, 149),
+            "none was lost with the acknowledged one"
+        );
     }
 }

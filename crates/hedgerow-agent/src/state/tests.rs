@@ -210,12 +210,8 @@ fn an_answer_under_enforcement_confirms_it_for_good() {
 }
 
 #[test]
-fn a_changed_lifeline_is_on_trial_again() {
-    let domain = Domain::new();
-    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
-    machine.adopt(&domain, 2, [domain.program(2, UNDERLAY, &machine)]);
-    machine.state.handle_heard(at(9));
-    machine.run(at(9));
+fn a_changed_lifeline_is_on_trial_again_and_the_old_one_stays_open() {
+    let (domain, mut machine) = confirmed();
     let moved = domain.config_with(3, "198.51.100.7:7443");
     machine
         .state
@@ -223,7 +219,109 @@ fn a_changed_lifeline_is_on_trial_again() {
     machine.run(at(20));
     machine.state.handle_timeout(at(100));
     machine.run(at(100));
-    assert_eq!(machine.underlay(), Mode::Observe);
+    assert!(machine.events().contains(&EventKind::UnderlayReverted));
+    assert_eq!(
+        machine.underlay(),
+        Mode::Enforce,
+        "only the change is undone"
+    );
+    let lifeline = &machine.state.table().0.unwrap().lifeline;
+    let has = |text: &str| lifeline.controllers.contains(&text.parse().unwrap());
+    assert!(has("192.0.2.1:7443") && has("198.51.100.7:7443"));
+}
+
+/// A machine whose enforcement of the underlay the controller has confirmed.
+fn confirmed() -> (Domain, Machine) {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let set = [
+        domain.config_with(2, "central.example:7443"),
+        domain.program(2, UNDERLAY, &machine),
+    ];
+    machine.adopt(&domain, 2, set);
+    machine.state.handle_heard(at(9));
+    machine.run(at(9));
+    (domain, machine)
+}
+
+#[test]
+fn attack_cutting_the_link_and_the_names_does_not_undo_underlay_enforcement() {
+    let (_domain, mut machine) = confirmed();
+    let name = || "central.example:7443".to_owned();
+    let address = |text: &str| vec![text.parse().unwrap()];
+    let found = [(name(), address("203.0.113.9:7443"))];
+    // The first answer, no answer, an empty answer, a forged one.
+    let answers = [
+        BTreeMap::from(found),
+        BTreeMap::new(),
+        BTreeMap::from([(name(), Vec::new())]),
+        BTreeMap::from([(name(), address("198.51.100.66:1"))]),
+    ];
+    for (found, n) in answers.into_iter().zip(1..) {
+        machine.state.handle_addresses(found, at(n * 100));
+        machine.run(at(n * 100));
+        let lifeline = &machine.state.table().0.unwrap().lifeline;
+        assert_eq!(lifeline.controllers.len(), 2, "{n}");
+        machine.state.handle_timeout(at(n * 100 + 90));
+        machine.run(at(n * 100 + 90));
+        assert_eq!(machine.underlay(), Mode::Enforce, "{n}");
+    }
+    assert!(!machine.events().contains(&EventKind::UnderlayReverted));
+}
+
+#[test]
+fn attack_a_version_that_no_signature_covers_is_refused() {
+    let domain = Domain::new();
+    let build = |n: u64, machine: &Machine| {
+        [
+            domain.revocations(n, &[]),
+            domain.states(n, &[]),
+            domain.config(n),
+            domain.names(n, machine, &[]),
+            domain.program(n, POLICY, machine),
+            domain.ticket_resource(machine, n, "role=sensor"),
+            domain.manifest(),
+        ]
+    };
+    for i in 0..7 {
+        let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+        let mut resource = build(3, &machine)[i].clone();
+        resource.version.number = u64::MAX;
+        let update = domain.update(2, None, [resource]);
+        machine.state.handle_update(update, at(1));
+        assert_eq!(machine.run(at(1)), ["acknowledge rejected"], "{i}");
+        assert!(machine.state.holdings().marks.is_empty(), "{i}");
+        let whole = build(4, &machine);
+        machine.adopt(&domain, 4, whole);
+        assert_eq!(machine.state.holdings().revision, Some(rev(4)), "{i}");
+    }
+}
+
+#[test]
+fn attack_taking_the_program_away_opens_nothing() {
+    let (domain, mut machine) = confirmed();
+    let mut update = domain.update(3, Some(2), []);
+    update.remove = vec![ResourceKind::Program];
+    machine.state.handle_update(update, at(20));
+    machine.run(at(20));
+    assert_eq!(machine.underlay(), Mode::Enforce);
+    assert!(machine.events().contains(&EventKind::ResourceRefused));
+    let heads = machine.state.holdings().heads;
+    assert!(heads.iter().any(|h| h.kind == ResourceKind::Program));
+}
+
+#[test]
+fn losing_or_gaining_trust_in_the_clock_is_looked_at_at_once() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let mut later = at(2);
+    later.wall_is_trusted = false;
+    assert!(machine.state.deadline(at(2)).0 > at(2).mono);
+    assert_eq!(machine.state.deadline(later).0, later.mono);
+    machine.state.handle_timeout(later);
+    machine.run(later);
+    assert!(machine.state.deadline(later).0 > later.mono);
+    assert!(machine.events().contains(&EventKind::ClockUntrusted));
 }
 
 #[test]

@@ -224,8 +224,7 @@ impl Core {
                     self.stats.dropped_malformed += 1;
                 }
             }
-            Command::ReleaseJudged { dst, profile } => self.release(dst, Some(&profile), now),
-            Command::Release { dst } => self.release(dst, None, now),
+            Command::Release { dst, profile } => self.release(dst, &profile, now),
             Command::RejectQueued { dst } => self.reject(dst),
             // An asker that is gone needs no answer.
             Command::ListPeers { reply } => drop(reply.try_send(self.peers.list(now.mono))),
@@ -354,13 +353,13 @@ impl Core {
         }
     }
 
-    fn release(&mut self, dst: Overlay, profile: Option<&Profile>, now: Now) {
+    fn release(&mut self, dst: Overlay, profile: &Profile, now: Now) {
         let Some(mut queue) = self.wanted.take(dst) else {
             return;
         };
         let place = self.peers.by_address(&dst.0);
         while let Some(packet) = queue.pop(&mut self.budget) {
-            let passes = profile.is_none_or(|p| inner::passes(&packet, p, now.wall));
+            let passes = inner::passes(&packet, profile, now.wall);
             match place {
                 Some(place) if passes => self.send_copy(place, &packet, now),
                 Some(_) => self.refuse(&packet),

@@ -166,7 +166,11 @@ impl Domain {
     }
 
     pub(super) fn manifest(&self) -> Resource {
-        Self::resource(ResourceKind::Manifest, rev(1), self.manifest.clone())
+        let version = Revision {
+            timeline: 0,
+            number: 1,
+        };
+        Self::resource(ResourceKind::Manifest, version, self.manifest.clone())
     }
 
     pub(super) fn states(&self, n: u64, entries: &[(DeviceId, DeviceState)]) -> Resource {
@@ -261,7 +265,11 @@ impl Domain {
             ..of.body.clone()
         };
         let bytes = sign_ticket(&body, &self.issuer).unwrap();
-        Self::resource(ResourceKind::Ticket, rev(epoch), bytes)
+        let version = Revision {
+            timeline: epoch,
+            number: body.not_after_secs,
+        };
+        Self::resource(ResourceKind::Ticket, version, bytes)
     }
 
     pub(super) fn update(
@@ -472,7 +480,7 @@ impl Machine {
                 self.sent.push((to, bytes));
                 "send".into()
             }
-            ToTunnel::Release(address) => {
+            ToTunnel::Release(address, _) => {
                 self.released.push(address);
                 "release".into()
             }

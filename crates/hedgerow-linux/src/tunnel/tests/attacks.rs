@@ -376,17 +376,6 @@ proptest! {
     }
 }
 
-/// A packet with a transport header: ports, or type and code, and TCP's flags.
-fn speaking(is_v6: bool, protocol: u8, first: u16, second: u16, flags: u8) -> Vec<u8> {
-    let mut header = [first.to_be_bytes(), second.to_be_bytes()].concat();
-    header.resize(20, 0);
-    header[13] = flags;
-    let (src, dst) = if is_v6 { (v6(1), v6(2)) } else { (v4(1), v4(2)) };
-    let mut p = packet(src, dst, &header);
-    p[if is_v6 { 6 } else { 9 }] = protocol;
-    p
-}
-
 #[test]
 fn tunnel_attack_first_packets_to_an_unknown_peer_do_not_escape_the_policy() {
     const SYN: u8 = 0x02;
@@ -443,7 +432,7 @@ fn tunnel_attack_first_packets_to_an_unknown_peer_do_not_escape_the_policy() {
         pump(&mut a, &mut b, at(2));
         assert_eq!(b.got().len(), 1);
         let profile = Box::new(profile.clone());
-        a.tell(Command::ReleaseJudged { dst, profile }, at(3));
+        a.tell(Command::Release { dst, profile }, at(3));
         pump(&mut a, &mut b, at(3));
         assert_eq!(b.got(), allowed);
         assert_eq!(a.core.stats().rejected, 3);

@@ -16,7 +16,7 @@ use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::pair::{addresses, overlay, secret, v4, v6};
+use super::pair::{addresses, open_profile, overlay, secret, v4, v6};
 use crate::tunnel::{
     Command, PeerConfig, PrivateKey, Report, Slot, StartError, Tunnel, TunnelConfig, TunnelHandle,
 };
@@ -434,7 +434,8 @@ fn tunnel_first_packet_waits_for_the_peer_or_is_refused_at_once() {
         let connecting = scope.spawn(|| lab.inside(1, || connect(target)));
         one.expect("wanted", |r| *r == Report::Wanted { dst });
         one.know(2, Some("[fd11::2]:7117"));
-        one.handle.send(Command::Release { dst }).unwrap();
+        let profile = open_profile();
+        one.handle.send(Command::Release { dst, profile }).unwrap();
         connecting.join().unwrap()
     });
     assert_eq!(stream.peer_addr().unwrap(), target);

@@ -50,14 +50,15 @@ fn tunnel_every_length_survives_the_padding() {
 fn tunnel_a_stranger_s_destination_is_wanted_once_and_released_in_order() {
     let (mut a, mut b) = (Node::new(1), Node::new(2));
     b.tell(Command::SetPeer(a.config()), at(0));
-    let packets = [packet(v6(1), v6(2), b"1"), packet(v6(1), v6(2), b"2")];
+    let packets = [speaking(true, 17, 1, 1, 0), speaking(true, 17, 1, 2, 0)];
     a.send(&packets[0], at(1));
     a.send(&packets[1], at(1));
     let dst = overlay(v6(2));
     assert_eq!(a.said(), [Report::Wanted { dst }]);
     a.tell(Command::SetPeer(b.config()), at(2));
     assert!(a.sent.is_empty(), "nothing goes before the release");
-    a.tell(Command::Release { dst }, at(2));
+    let profile = open_profile();
+    a.tell(Command::Release { dst, profile }, at(2));
     pump(&mut a, &mut b, at(2));
     assert_eq!(b.got(), packets);
     // A peer without an endpoint is wanted like a stranger.

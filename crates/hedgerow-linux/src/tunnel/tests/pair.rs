@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::ruleset::{Profile, Verdict};
 use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now, Wall};
 
@@ -258,4 +259,28 @@ pub(super) fn pass(a: &mut Node, b: &mut Node, secs: std::ops::Range<u64>) {
 
 pub(super) fn overlay(address: IpAddr) -> Overlay {
     Overlay(address)
+}
+
+/// A packet with a transport header: ports, or type and code, and TCP's flags.
+pub(super) fn speaking(is_v6: bool, protocol: u8, first: u16, second: u16, flags: u8) -> Vec<u8> {
+    let mut header = [first.to_be_bytes(), second.to_be_bytes()].concat();
+    header.resize(20, 0);
+    header[13] = flags;
+    let (src, dst) = match is_v6 {
+        true => (v6(1), v6(2)),
+        false => (v4(1), v4(2)),
+    };
+    let mut p = packet(src, dst, &header);
+    p[if is_v6 { 6 } else { 9 }] = protocol;
+    p
+}
+
+/// A profile that lets everything pass.
+pub(super) fn open_profile() -> Box<Profile> {
+    Box::new(Profile {
+        inbound: Vec::new(),
+        outbound: Vec::new(),
+        inbound_default: Verdict::Accept,
+        outbound_default: Verdict::Accept,
+    })
 }
