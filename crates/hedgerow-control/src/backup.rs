@@ -12,11 +12,12 @@ use minicbor::{Decode, Encode};
 
 use crate::clock::Clock;
 use crate::config::{Config, RawConfig};
+use crate::control::fact;
 use crate::disk;
 use crate::entropy;
 use crate::keys::Layout;
 use crate::run::hold;
-use crate::store::{Store, revocations};
+use crate::store::{Store, revocations, set_fact, tokens};
 
 /// The format this program writes and reads.
 const FORMAT: u32 = 1;
@@ -131,6 +132,9 @@ async fn begin_timeline(store: &Store, before: u64, clock: Clock) -> anyhow::Res
     let list = revocations::list(&mut tx, old, now.wall.secs()).await?;
     let version = revocations::version(&mut tx).await?.unwrap_or(list.version);
     revocations::set_restored(&mut tx, version).await?;
+    set_fact(&mut tx, fact::STATES_RESTORED, &wire::encode(&old)).await?;
+    // Uses since the backup are not known any more: nobody shall spend one twice.
+    let tokens = tokens::revoke_all(&mut tx, now.wall).await?;
     tx.commit().await?;
     // Addresses given out since the backup come back with the tickets that name them.
     let longest = 31 * 86_400 + 365 * 86_400;
@@ -138,8 +142,13 @@ async fn begin_timeline(store: &Store, before: u64, clock: Clock) -> anyhow::Res
     store.begin_timeline(timeline).await?;
     let event = Event::new(now.wall, EventKind::StoreRestored)
         .detail("backup", old)
-        .detail("timeline", timeline);
+        .detail("timeline", timeline)
+        .detail("tokens_revoked", tokens);
     store.add_events(&[(None, event)]).await?;
+    writeln!(
+        std::io::stderr(),
+        "{tokens} open enrollment tokens were revoked; `hedgerow token create` makes others"
+    )?;
     Ok(timeline)
 }
 

@@ -10,9 +10,11 @@ use hedgerow_model::address::Prefix;
 use hedgerow_model::event::Event;
 use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::statement::{RevocationList, SiteConfig, States};
-use hedgerow_model::{Wall, wire};
+use hedgerow_model::{Now, Wall, wire};
+use hedgerow_policy::Resolver;
 use tokio::sync::{Mutex, MutexGuard, Semaphore, mpsc};
 
+use crate::bounds::Sampler;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::Hub;
@@ -24,6 +26,7 @@ use crate::rules::{self, InForce};
 use crate::sign::Signer;
 use crate::snapshot::{Parts, Snapshot};
 use crate::store::db::Tx;
+use crate::store::devices::DeviceRecord;
 use crate::store::policies::PolicyRecord;
 use crate::store::sites::SiteRecord;
 use crate::store::{Change, Store, policies, revocations, set_fact};
@@ -36,6 +39,10 @@ pub(crate) mod fact {
     pub(crate) const REVOCATIONS: &str = "revocations";
     /// The signed states.
     pub(crate) const STATES: &str = "states";
+    /// The change that the states of a restored store are only as new as.
+    pub(crate) const STATES_RESTORED: &str = "states_restored";
+    /// The newest states that an agent handed up after a restore.
+    pub(crate) const STATES_HANDED_UP: &str = "states_handed_up";
     /// The newest change to who belongs to the fleet.
     pub(crate) const MEMBERS: &str = "members";
 
@@ -57,6 +64,8 @@ pub(crate) struct Controller {
     pub(crate) store: Store,
     /// Who is connected.
     pub(crate) hub: Hub,
+    /// Which events were noted lately.
+    pub(crate) noted: Sampler,
     /// Certificates signed at once.
     pub(crate) signings: Semaphore,
     /// Names changed and nobody was told yet.
@@ -99,6 +108,7 @@ impl Controller {
             clock,
             store,
             hub: Hub::new(),
+            noted: Sampler::default(),
             signings,
             names_dirty: AtomicBool::new(false),
             beacon: RwLock::default(),
@@ -164,11 +174,44 @@ impl Controller {
         self.note(Note::Seen(event));
     }
 
+    /// Notes what strangers or devices can cause as often as they like: now and then, with how often.
+    pub(crate) fn event_sampled(&self, what: &'static str, event: Event) {
+        let now = self.clock.now().mono;
+        if let Some(count) = self.noted.due(event.device, what, now) {
+            self.event(event.detail("count", count));
+        }
+    }
+
     /// Hands something to the writer.
     pub(crate) fn note(&self, note: Note) {
         if self.notes.try_send(note).is_err() {
             crate::hub::Counters::add(&self.hub.counters.events_dropped);
         }
+    }
+
+    /// Returns whether policy lets two devices do anything with each other, whoever begins.
+    pub(crate) fn may_meet(
+        &self,
+        snapshot: &Snapshot,
+        one: &DeviceRecord,
+        other: &DeviceRecord,
+        now: Now,
+    ) -> Result<bool, Refusal> {
+        let authority = self.authority();
+        let signer = Signer {
+            authority: &authority,
+            trust: &snapshot.trust,
+        };
+        let (one, other) = (snapshot.facts(one), snapshot.facts(other));
+        for (own, peer) in [(&one, &other), (&other, &one)] {
+            let compiled = snapshot.policy.program(own, signer)?;
+            let zone = own.zone.as_deref().unwrap_or_default();
+            let resolver = Resolver::new(&compiled.program, own, zone, now);
+            if resolver.profile(peer).is_closed() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Makes the newest beacon.
@@ -254,12 +297,20 @@ async fn load_snapshot(
     };
     let members = members.max(record.revision);
     let restored = store.revocations_restored().await?;
+    let restored_states = match store.fact(fact::STATES_RESTORED).await? {
+        Some(bytes) => wire::decode_canonical("revision", &bytes).ok(),
+        None => None,
+    };
+    let handed_up = store.fact(fact::STATES_HANDED_UP).await?;
+    let states_handed_up = handed_up.and_then(|bytes| trust.verify_states(&bytes).ok());
     Ok(Snapshot::new(Parts {
         revision: store.revision().await?,
         trust,
         revocations: list,
         states,
         restored,
+        restored_states,
+        states_handed_up,
         sites: configured,
         members,
         policy: InForce::new(record, policy),
@@ -272,7 +323,7 @@ async fn mint(
     store: &Store,
     signer: Signer<'_>,
     policy: Option<PolicyRecord>,
-    devices: &[crate::store::devices::DeviceRecord],
+    devices: &[DeviceRecord],
     now: Wall,
 ) -> Result<(Verified<RevocationList>, Verified<States>, PolicyRecord), Refusal> {
     let mut change = store.change("controller", "timeline", "", now).await?;
@@ -318,7 +369,7 @@ pub(crate) async fn revise(
 /// Returns the states of these devices.
 pub(crate) fn states_of<'a>(
     revision: Revision,
-    devices: impl Iterator<Item = &'a crate::store::devices::DeviceRecord>,
+    devices: impl Iterator<Item = &'a DeviceRecord>,
 ) -> States {
     let entries: BTreeMap<DeviceId, _> = devices
         .filter(|d| d.ended.is_none())

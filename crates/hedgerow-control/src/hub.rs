@@ -32,6 +32,8 @@ pub(crate) mod dirty {
     pub(crate) const CONTESTED: u32 = 1 << 7;
     /// The controller stops.
     pub(crate) const STOP: u32 = 1 << 8;
+    /// A later session waits in the place where this one was held.
+    pub(crate) const REPLACED: u32 = 1 << 9;
     /// Everything that is sent.
     pub(crate) const ALL: u32 = TRUST | TICKET | PROGRAM | CONFIG | NAMES;
 }
@@ -179,6 +181,7 @@ pub(crate) struct Hub {
     statuses: Mutex<BTreeMap<DeviceId, Status>>,
     next_session: AtomicU64,
     served: AtomicUsize,
+    open: AtomicUsize,
     progress: watch::Sender<u64>,
     /// Counters.
     pub(crate) counters: Counters,
@@ -191,6 +194,7 @@ impl Hub {
             statuses: Mutex::default(),
             next_session: AtomicU64::new(1),
             served: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             progress: watch::Sender::new(0),
             counters: Counters::default(),
         }
@@ -242,6 +246,21 @@ impl Hub {
     /// Returns how many sessions are served.
     pub(crate) fn connected(&self) -> usize {
         self.served.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many sessions are open: served, held, and not greeted yet.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a session began.
+    pub(crate) fn opened(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that a session ended.
+    pub(crate) fn closed(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Notes that a device is served from now on.

@@ -8,7 +8,7 @@ use hedgerow_identity::certificate::{PeerIdentity, Purpose, RefusedCertificate, 
 use hedgerow_model::event::{Event, EventKind};
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -25,6 +25,10 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const TURN_WITHIN: Duration = Duration::from_secs(20);
 /// At most one event about refused certificates in this time.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
+/// How long a connection may live whose client proved nothing, in all.
+const STRANGER_WITHIN: Duration = Duration::from_secs(15);
+/// Connections of operators at once.
+const OPERATORS_MAX: usize = 256;
 
 /// The front door.
 pub(crate) struct Door {
@@ -36,6 +40,9 @@ pub(crate) struct Door {
     pub(crate) api: axum::Router,
     handshakes: Semaphore,
     waiting: Arc<Semaphore>,
+    /// Places for those who proved nothing: they compete with each other alone.
+    strangers: Semaphore,
+    operators: Semaphore,
     refused_at: std::sync::Mutex<Option<hedgerow_model::Mono>>,
 }
 
@@ -46,6 +53,8 @@ impl Door {
         Self {
             handshakes: Semaphore::new(limits.handshakes_max),
             waiting: Arc::new(Semaphore::new(limits.waiting_max)),
+            strangers: Semaphore::new(limits.waiting_max),
+            operators: Semaphore::new(OPERATORS_MAX),
             refused_at: std::sync::Mutex::default(),
             api: api::router(control.clone()),
             tls,
@@ -65,7 +74,7 @@ impl Door {
                 _ = stop.changed() => return,
             };
             match accepted {
-                Ok((stream, source)) => self.clone().accepted(stream, source),
+                Ok((stream, source)) => self.clone().accepted(stream, plain(source)),
                 Err(error) => {
                     // Out of descriptors: those in use will be given back.
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -124,11 +133,22 @@ impl Door {
         source: SocketAddr,
     ) {
         match speaks {
-            Speaks::Enroll => enroll::serve(self.control.clone(), stream, source.ip()).await,
+            Speaks::Enroll => {
+                if let Some(_place) = self.place(&self.strangers) {
+                    enroll::serve(self.control.clone(), stream, source.ip()).await;
+                }
+            }
             Speaks::Http => {
-                let peer = self.judge(&stream, Purpose::Operator);
-                let peer = api::Caller::new(peer);
-                api::serve(self.api.clone(), stream, peer).await;
+                let caller = api::Caller::new(self.judge(&stream, Purpose::Operator));
+                if caller.is_operator() {
+                    if let Some(_place) = self.place(&self.operators) {
+                        api::serve(self.api.clone(), stream, caller).await;
+                    }
+                } else if let Some(_place) = self.place(&self.strangers) {
+                    let served = api::serve(self.api.clone(), stream, caller);
+                    // Whoever is told to show a certificate has been told by then.
+                    drop(tokio::time::timeout(STRANGER_WITHIN, served).await);
+                }
             }
             Speaks::Sync => match self.judge(&stream, Purpose::Device) {
                 Some(Ok(peer)) => {
@@ -140,11 +160,24 @@ impl Door {
                 }
                 Some(Err(refused)) => {
                     self.refused(&refused, source);
-                    distribute::refuse(*stream, &refused.to_string()).await;
+                    if let Some(_place) = self.place(&self.strangers) {
+                        let why = refused.to_string();
+                        let told = distribute::refuse(*stream, &why);
+                        drop(tokio::time::timeout(STRANGER_WITHIN, told).await);
+                    }
                 }
                 None => {}
             },
         }
+    }
+
+    /// Takes a place for a connection's whole life; without one the connection is closed at once.
+    fn place<'s>(&self, places: &'s Semaphore) -> Option<SemaphorePermit<'s>> {
+        let place = places.try_acquire().ok();
+        if place.is_none() {
+            Counters::add(&self.control.hub.counters.shed);
+        }
+        place
     }
 
     /// Decides whether the client's certificate is to be believed.
@@ -186,6 +219,28 @@ impl Door {
                     .detail("reason", refused)
                     .detail("source", source),
             );
+        }
+    }
+}
+
+/// Returns the address as people write it: a socket for both IP versions shows IPv4 as
+/// `::ffff:a.b.c.d`.
+fn plain(source: SocketAddr) -> SocketAddr {
+    SocketAddr::new(source.ip().to_canonical(), source.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_is_shown_as_ipv4() {
+        for (seen, shown) in [
+            ("[::ffff:192.0.2.7]:40000", "192.0.2.7:40000"),
+            ("192.0.2.7:1", "192.0.2.7:1"),
+            ("[fd00::7]:40000", "[fd00::7]:40000"),
+        ] {
+            assert_eq!(plain(seen.parse().unwrap()).to_string(), shown);
         }
     }
 }

@@ -22,6 +22,7 @@
 
 mod api;
 mod backup;
+mod bounds;
 mod cli;
 mod clock;
 mod config;

@@ -50,6 +50,10 @@ pub(crate) struct Snapshot {
     pub(crate) states: Arc<Offer>,
     /// When set, agents with a newer revocation list than this must hand theirs up.
     pub(crate) restored: Option<Revision>,
+    /// When set, agents with newer states than this, of an older timeline, hand theirs up.
+    pub(crate) restored_states: Option<Revision>,
+    /// The newest of those: what they say of devices that come back later.
+    pub(crate) states_handed_up: Option<Verified<States>>,
     /// Sites by name.
     pub(crate) sites: Arc<BTreeMap<SiteName, Arc<Site>>>,
     /// The newest change to who belongs to the fleet.
@@ -73,6 +77,10 @@ pub(crate) struct Parts {
     pub(crate) states: Verified<States>,
     /// See [`Snapshot::restored`].
     pub(crate) restored: Option<Revision>,
+    /// See [`Snapshot::restored_states`].
+    pub(crate) restored_states: Option<Revision>,
+    /// See [`Snapshot::states_handed_up`].
+    pub(crate) states_handed_up: Option<Verified<States>>,
     /// Sites with their signed configurations.
     pub(crate) sites: Vec<(SiteRecord, Verified<SiteConfig>)>,
     /// See [`Snapshot::members`].
@@ -94,6 +102,8 @@ impl Snapshot {
             revocations: list_offer(&parts.revocations),
             states: states_offer(&parts.states),
             restored: parts.restored,
+            restored_states: parts.restored_states,
+            states_handed_up: parts.states_handed_up,
             sites: Arc::default(),
             members: parts.members,
             policy: Arc::new(parts.policy),

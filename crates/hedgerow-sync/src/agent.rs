@@ -415,9 +415,16 @@ impl AgentSession {
         self.state = State::Open;
         self.schedule_ping(now);
         let (revocations, manifest, epoch) = self.versions;
+        let states = self.holdings.heads.iter();
+        let states = states.filter(|h| h.kind == ResourceKind::States);
+        let states = states.map(|h| h.version).max();
         let newer = [
             (ResourceKind::Manifest, manifest > welcome.manifest),
             (ResourceKind::Revocations, revocations > welcome.revocations),
+            (
+                ResourceKind::States,
+                welcome.states.is_some() && states > welcome.states,
+            ),
             (ResourceKind::Ticket, epoch > welcome.ticket_epoch),
         ];
         self.outputs.push_back(Output::Welcomed(welcome));

@@ -154,7 +154,7 @@ pub struct ControllerSession {
     chain: Option<Revision>,
     outstanding: Option<Outstanding>,
     refused: Vec<ResourceHead>,
-    greeting: (Revision, u64, u64),
+    greeting: (Revision, u64, Option<Revision>),
     silence_ends: Mono,
 }
 
@@ -171,7 +171,7 @@ impl ControllerSession {
             chain: None,
             outstanding: None,
             refused: Vec::new(),
-            greeting: (Revision::default(), 0, 0),
+            greeting: (Revision::default(), 0, None),
             silence_ends: now + HELLO_WITHIN,
         }
     }
@@ -217,7 +217,9 @@ impl ControllerSession {
             });
         }
         welcome.capability = CAPABILITY;
-        let newer = self.greeting.0 > welcome.revocations || self.greeting.1 > welcome.manifest;
+        let newer = self.greeting.0 > welcome.revocations
+            || self.greeting.1 > welcome.manifest
+            || self.greeting.2 > welcome.states;
         let limit = if newer { RESOURCE_BYTES_MAX } else { 0 };
         self.reader.set_message_bytes_max(limit + FRAME_BYTES_MAX);
         self.silence_ends = now + SILENCE_MAX;
@@ -445,7 +447,10 @@ impl ControllerSession {
         self.state = State::Greeted;
         self.holds.clone_from(&hello.heads);
         self.chain = hello.revision;
-        self.greeting = (hello.revocations, hello.manifest, 0);
+        let states = hello.heads.iter();
+        let states = states.filter(|h| h.kind == ResourceKind::States);
+        let states = states.map(|h| h.version).max();
+        self.greeting = (hello.revocations, hello.manifest, states);
         self.outputs.push_back(Output::Greeted(Box::new(hello)));
         Ok(())
     }

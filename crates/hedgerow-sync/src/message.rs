@@ -95,7 +95,7 @@ pub enum Stage {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct HandUp {
-    /// What it is: a manifest, a revocation list or the device's own ticket.
+    /// What it is: a manifest, a revocation list, the states or the device's own ticket.
     #[n(0)]
     pub kind: ResourceKind,
     /// The signed statement.
@@ -185,6 +185,9 @@ pub struct Welcome {
     /// up.
     #[n(6)]
     pub ticket_epoch: u64,
+    /// The controller's states; an agent with newer ones hands them up.
+    #[n(7)]
+    pub states: Option<Revision>,
 }
 
 /// Resources that lead from one revision to the next.

@@ -42,6 +42,7 @@ fn welcome() -> Welcome {
         revocations: rev(1),
         manifest: 1,
         ticket_epoch: 1,
+        states: Some(rev(1)),
     }
 }
 

@@ -199,7 +199,7 @@ fn legacy() -> Option<Finding> {
 /// the table was orphaned cannot even be read back by `nft` 1.0.6.
 fn saved(path: &str) -> Option<Finding> {
     const NAME: &str = "saved_ruleset";
-    let bytes = disk::read_bounded(std::path::Path::new(path), SAVED_BYTES_MAX).ok()??;
+    let bytes = disk::read_bounded(Path::new(path), SAVED_BYTES_MAX).ok()??;
     let text = String::from_utf8_lossy(&bytes);
     if !text.contains("table inet hedgerow") {
         return None;

@@ -472,10 +472,11 @@ impl Daemon {
                 None => return,
             },
             ResourceKind::Ticket => self.state.ticket().bytes().to_vec(),
-            ResourceKind::States
-            | ResourceKind::Program
-            | ResourceKind::Config
-            | ResourceKind::Names => return,
+            ResourceKind::States => match self.state.standing().states() {
+                Some(states) => states.bytes().to_vec(),
+                None => return,
+            },
+            ResourceKind::Program | ResourceKind::Config | ResourceKind::Names => return,
         };
         tracing::info!(%kind, "handing up what the controller does not know");
         if let Some(Err(error)) = self.session().map(|s| s.hand_up(HandUp { kind, bytes })) {

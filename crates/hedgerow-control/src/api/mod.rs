@@ -81,6 +81,11 @@ impl Caller {
         Self(Arc::new(named))
     }
 
+    /// Returns whether an operator's certificate was proven.
+    pub(crate) fn is_operator(&self) -> bool {
+        self.0.is_ok()
+    }
+
     /// Returns the operator's name; the middleware has refused everybody else.
     pub(crate) fn name(&self) -> &str {
         self.0.as_ref().as_ref().map_or("", String::as_str)

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use hedgerow_identity::certificate::Access;
+use hedgerow_identity::certificate::{Access, PeerIdentity};
 use hedgerow_model::Mono;
 use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::id::Revision;
 use hedgerow_model::resource::{ResourceHead, ResourceKind};
 use hedgerow_sync::message::{Hello, Welcome};
 
@@ -19,6 +20,10 @@ use crate::store::devices::DeviceRecord;
 const HAND_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Agents sent away come back after this, and up to as much again.
 const BUSY_SECS: u64 = 5;
+/// Furthest that a device's count of starts can have gone on unseen.
+const GENERATION_JUMP_MAX: u64 = 1 << 32;
+/// What an agent is told whose device this controller does not have.
+pub(super) const UNKNOWN: &str = "this controller does not know the device; enroll it again";
 
 /// How long the end of an older connection may take to be noticed.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
@@ -39,7 +44,7 @@ impl Agent {
     pub(super) async fn greeted(&mut self, hello: Hello) -> Result<(), End> {
         let control = self.control.clone();
         let snapshot = control.snapshot();
-        if control.hub.connected() >= control.config.limits.sessions_max {
+        if control.hub.open() > control.config.limits.sessions_max {
             Counters::add(&control.hub.counters.busy);
             let jitter = u64::from(u16::from_ne_bytes(entropy::bytes())) % (BUSY_SECS * 1000);
             self.session
@@ -51,22 +56,68 @@ impl Agent {
             self.session.bye(&why);
             return Ok(());
         }
+        if hello.generation > self.generation().saturating_add(GENERATION_JUMP_MAX) {
+            self.session.bye("the count of starts is out of range");
+            return Ok(());
+        }
+        let now = control.clock.now().mono;
+        let welcome = self.welcome(&snapshot, record.as_deref(), &hello, now);
+        self.session.welcome(welcome, now)?;
+        let copies = self.enter(&hello);
+        // Whatever was decided since the first look reaches this session by its signal from now on.
+        let snapshot = control.snapshot();
+        let record = snapshot.device(self.device);
+        let why = refusal(&snapshot, record.map(|r| &**r));
+        if let Some(why) = why.or_else(|| untrusted(&snapshot, &self.peer)) {
+            self.session.bye(&why);
+            return Ok(());
+        }
+        match copies {
+            Copies::Alone => {
+                self.arrived(&hello);
+                self.serve_now(&hello)
+            }
+            Copies::Contested => {
+                self.hello = Some(Box::new(hello));
+                self.wait_for_the_other();
+                Ok(())
+            }
+            Copies::Stale => self.copied().await,
+        }
+    }
+
+    /// Says where the controller stands, and notes what the agent must hand up.
+    fn welcome(
+        &mut self,
+        snapshot: &Snapshot,
+        record: Option<&DeviceRecord>,
+        hello: &Hello,
+        now: Mono,
+    ) -> Welcome {
         let restored = snapshot.restored.filter(|restored| {
             hello.revocations > *restored && hello.revocations.timeline < snapshot.revision.timeline
         });
+        let newer_states = |restored: &Revision| {
+            hello.heads.iter().any(|h| {
+                h.kind == ResourceKind::States
+                    && h.version > *restored
+                    && h.version.timeline < snapshot.revision.timeline
+            })
+        };
+        let restored_states = snapshot.restored_states.filter(newer_states);
         let welcome = Welcome {
             capability: hello.capability,
-            now_secs: control.clock.wall().secs(),
-            beacon: (*control.newest_beacon()).clone(),
+            now_secs: self.control.clock.wall().secs(),
+            beacon: (*self.control.newest_beacon()).clone(),
             session: self.number,
             revocations: restored.map_or_else(
                 || snapshot.standing.revocation_version(),
                 |_| snapshot.restored.unwrap_or_default(),
             ),
             manifest: snapshot.trust.manifest().version,
-            ticket_epoch: record.as_ref().map_or(0, |r| r.epoch),
+            ticket_epoch: record.map_or(0, |r| r.epoch),
+            states: Some(restored_states.unwrap_or_else(|| snapshot.standing.states_revision())),
         };
-        let now = control.clock.now().mono;
         if snapshot.restored.is_some() {
             let newer_ticket = |h: &ResourceHead| {
                 h.kind == ResourceKind::Ticket && h.version.timeline > welcome.ticket_epoch
@@ -74,22 +125,24 @@ impl Agent {
             if restored.is_some() {
                 self.awaits.insert(ResourceKind::Revocations);
             }
+            if restored_states.is_some() {
+                self.awaits.insert(ResourceKind::States);
+            }
             if record.is_none() || hello.heads.iter().any(newer_ticket) {
                 self.awaits.insert(ResourceKind::Ticket);
             }
             self.awaits_until = now + HAND_UP_WITHIN;
         }
-        self.session.welcome(welcome, now)?;
-        let copies = self.enter(&hello);
-        self.arrived(&hello);
-        match copies {
-            Copies::Alone => self.serve_now(&hello),
-            Copies::Contested => {
-                self.wait_for_the_other();
-                Ok(())
-            }
-            Copies::Stale => self.copied().await,
-        }
+        welcome
+    }
+
+    /// Returns the newest start of the device's agent that was believed.
+    fn generation(&self) -> u64 {
+        let snapshot = self.control.snapshot();
+        let stored = snapshot.device(self.device).map_or(0, |d| d.generation);
+        self.control
+            .hub
+            .with(self.device, |s| s.generation.max(stored))
     }
 
     /// Takes a place in the hub.
@@ -116,7 +169,6 @@ impl Agent {
             } else {
                 Copies::Alone
             };
-            s.generation = newest.max(hello.generation);
             match copies {
                 Copies::Alone => {
                     s.live = Some(live);
@@ -124,17 +176,23 @@ impl Agent {
                     s.events_upto = 0;
                     s.progress = crate::hub::Progress::default();
                 }
-                Copies::Contested | Copies::Stale => s.held = Some(live),
+                Copies::Contested | Copies::Stale => {
+                    if let Some(replaced) = s.held.replace(live) {
+                        replaced.signal.raise(dirty::REPLACED);
+                    }
+                }
             }
             copies
         })
     }
 
+    /// Believes what a served agent said of itself. A copy's word changes nothing.
     fn arrived(&self, hello: &Hello) {
         let now = self.control.clock.now();
         self.control
             .note(Note::Generation(self.device, hello.generation));
         self.control.hub.with(self.device, |s| {
+            s.generation = s.generation.max(hello.generation);
             s.agent_version.clone_from(&hello.agent_version);
             s.endpoints.clone_from(&hello.endpoints);
             s.seen = now.wall;
@@ -146,16 +204,30 @@ impl Agent {
 
     /// Serves the agent from now on.
     fn serve_now(&mut self, hello: &Hello) -> Result<(), End> {
-        self.standing = Standing::Served;
-        if self.peer.access() == Access::RenewOnly {
-            self.session
-                .hold("the certificate has expired: renew it, then come back")?;
+        self.set_served()?;
+        if self.standing != Standing::Served {
             return Ok(());
         }
         if !self.awaits.is_empty() {
             return Ok(());
         }
         self.first_offers(hello)
+    }
+
+    /// Gives the session what its certificate allows.
+    fn set_served(&mut self) -> Result<(), End> {
+        match self.peer.access() {
+            Access::Full => {
+                self.standing = Standing::Served;
+                self.session.release();
+            }
+            Access::RenewOnly => {
+                self.standing = Standing::RenewOnly;
+                self.session
+                    .hold("the certificate has expired: renew it, then come back")?;
+            }
+        }
+        Ok(())
     }
 
     fn first_offers(&mut self, hello: &Hello) -> Result<(), End> {
@@ -255,9 +327,11 @@ impl Agent {
         if !taken {
             return Ok(());
         }
-        self.standing = Standing::Served;
         self.told_at = Mono::NEVER;
-        self.session.release();
+        if let Some(hello) = self.hello.take() {
+            self.arrived(&hello);
+        }
+        self.set_served()?;
         self.refresh(dirty::ALL)
     }
 }
@@ -271,6 +345,21 @@ fn refusal(snapshot: &Snapshot, record: Option<&DeviceRecord>) -> Option<String>
             .map(|e| format!("this device was {}; enroll it again", e.how)),
         // After a restore devices are taken back by the tickets they hand up.
         None if snapshot.restored.is_some() => None,
-        None => Some("this controller does not know the device; enroll it again".to_owned()),
+        None => Some(UNKNOWN.to_owned()),
+    }
+}
+
+/// Returns why a certificate that was believed at the door is not believed any more.
+pub(super) fn untrusted(snapshot: &Snapshot, peer: &PeerIdentity) -> Option<String> {
+    let (device, site) = peer.device()?;
+    let standing = &snapshot.standing;
+    if let Some(what) = standing.revocation_of(device, site, &peer.key()) {
+        return Some(format!("revoked: {what:?}"));
+    }
+    match snapshot.trust.issuer(peer.issuer()) {
+        Some(scope) => standing
+            .issuer_revocation(peer.issuer(), &scope.key())
+            .map(|what| format!("its issuer is revoked: {what:?}")),
+        None => Some("its issuer is no longer trusted".to_owned()),
     }
 }

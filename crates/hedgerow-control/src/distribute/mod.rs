@@ -13,16 +13,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedgerow_identity::certificate::PeerIdentity;
+use hedgerow_identity::certificate::{Access, PeerIdentity};
 use hedgerow_model::Mono;
 use hedgerow_model::id::{DeviceId, Revision};
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_sync::controller::{ControllerSession, Output};
+use hedgerow_sync::message::Hello;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use self::offers::Offers;
+use crate::bounds::Rate;
 use crate::control::Controller;
 use crate::hub::{Counters, Signal, dirty};
 use crate::refusal::Refusal;
@@ -31,6 +33,9 @@ use crate::refusal::Refusal;
 const READ_BYTES: usize = 2048;
 /// How long one frame may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
+/// Peers that one agent may look for at once, and how often one more.
+const RESOLVES_MAX: u32 = 200;
+const RESOLVE_EVERY: Duration = Duration::from_millis(50);
 
 /// Where a session stands beyond its protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +44,8 @@ enum Standing {
     Unknown,
     /// Served.
     Served,
+    /// Its certificate has expired: it may ask for a new one.
+    RenewOnly,
     /// Another session shows the same identity; this one waits.
     Held,
 }
@@ -60,6 +67,9 @@ struct Agent {
     wanted: Option<Revision>,
     /// This session is the served one, and another claims its identity.
     contested: bool,
+    /// What the agent said first, until that is believed.
+    hello: Option<Box<Hello>>,
+    resolves: Rate,
     /// When this one is told that it is held, unless the other has ended by then.
     told_at: Mono,
 }
@@ -102,6 +112,12 @@ pub(crate) async fn serve(
     source: String,
 ) {
     let now = control.clock.now().mono;
+    let limits = &control.config.limits;
+    if control.hub.open() >= limits.sessions_max.saturating_add(limits.waiting_max) {
+        Counters::add(&control.hub.counters.shed);
+        return;
+    }
+    control.hub.opened();
     let number = control.hub.session_number();
     let mut agent = Agent {
         session: ControllerSession::new(now),
@@ -116,11 +132,14 @@ pub(crate) async fn serve(
         awaits_until: Mono::NEVER,
         wanted: None,
         contested: false,
+        hello: None,
+        resolves: Rate::new(RESOLVES_MAX, RESOLVE_EVERY, now),
         told_at: Mono::NEVER,
         control,
     };
     let end = agent.run(&mut stream).await;
     agent.leave();
+    agent.control.hub.closed();
     match end {
         End::Quiet(why) => tracing::debug!(%device, number, why, "session ended"),
         End::Lost => tracing::debug!(%device, number, "connection lost"),
@@ -164,7 +183,7 @@ impl Agent {
 
     fn deadline(&self) -> tokio::time::Instant {
         let (at, _why) = self.session.deadline();
-        let mut at = at.min(self.told_at);
+        let mut at = at.min(self.told_at).min(self.expires_at());
         if !self.awaits.is_empty() {
             at = at.min(self.awaits_until);
         }
@@ -183,7 +202,7 @@ impl Agent {
     async fn take(&mut self, bytes: &[u8]) -> Result<(), End> {
         let now = self.control.clock.now();
         let result = self.session.handle_bytes(bytes, now.mono);
-        if self.standing != Standing::Unknown {
+        if matches!(self.standing, Standing::Served | Standing::RenewOnly) {
             self.control.hub.with(self.device, |s| s.seen = now.wall);
         }
         if self.contested {
@@ -198,6 +217,9 @@ impl Agent {
     fn timeout(&mut self) -> Result<(), End> {
         let now = self.control.clock.now().mono;
         self.session.handle_timeout(now);
+        if now >= self.expires_at() {
+            self.check_trust();
+        }
         if now >= self.told_at {
             self.told_at = Mono::NEVER;
             self.session
@@ -227,6 +249,14 @@ impl Agent {
             self.session.bye("the controller stops; it will be back");
             return Ok(());
         }
+        if bits & dirty::REPLACED != 0 {
+            self.session
+                .bye("a later session with this identity waits in place of this one");
+            return Ok(());
+        }
+        if bits & dirty::TRUST != 0 {
+            self.check_trust();
+        }
         if bits & dirty::RECORD != 0 {
             self.check_record()?;
         }
@@ -242,6 +272,32 @@ impl Agent {
             self.refresh(bits & dirty::ALL)?;
         }
         Ok(())
+    }
+
+    /// Ends the session of an agent whose certificate is not believed any more.
+    fn check_trust(&mut self) {
+        let now = self.control.clock.now();
+        let snapshot = self.control.snapshot();
+        let why = if let Some(why) = greet::untrusted(&snapshot, &self.peer) {
+            why
+        } else if self.peer.access() == Access::Full
+            && now.wall.secs() > self.peer.facts().not_after_secs()
+        {
+            "the certificate has expired: come back to renew it".to_owned()
+        } else {
+            return;
+        };
+        self.session.bye(&why);
+    }
+
+    /// When a certificate that allows everything ends.
+    fn expires_at(&self) -> Mono {
+        if self.peer.access() != Access::Full {
+            return Mono::NEVER;
+        }
+        let now = self.control.clock.now();
+        let left = (self.peer.facts().not_after_secs() + 1).saturating_sub(now.wall.secs());
+        now.mono + Duration::from_secs(left)
     }
 
     /// Ends the session of a device that ended, and lets a held one go on that was released.
@@ -268,6 +324,11 @@ impl Agent {
             return Ok(());
         }
         let snapshot = self.control.snapshot();
+        if snapshot.device(self.device).is_none() {
+            // It handed up nothing that says who it is. Unknown must not look like "hold nothing".
+            self.session.bye(greet::UNKNOWN);
+            return Ok(());
+        }
         let changed = self
             .offers
             .refresh(&self.control, &snapshot, self.device, bits)?;
@@ -287,6 +348,28 @@ impl Agent {
     }
 
     async fn act(&mut self, output: Output) -> Result<(), End> {
+        match self.standing {
+            Standing::Unknown | Standing::Served => self.serve(output).await,
+            // Whoever is held may be a copy, and an expired certificate proves little: neither
+            // changes anything, learns of anybody or ends the device's time.
+            Standing::Held | Standing::RenewOnly => match output {
+                Output::Renew(request) => self.renew(request).await,
+                Output::Resolve { id, query: _ } => Ok(self.session.resolved(id, None)?),
+                Output::Closed(why) => Err(End::Quiet(why)),
+                Output::Greeted(_)
+                | Output::Received(_)
+                | Output::Verified { .. }
+                | Output::Rejected { .. }
+                | Output::Repaired
+                | Output::HandedUp(_)
+                | Output::Endpoints(_)
+                | Output::Events { .. }
+                | Output::Leave => Ok(()),
+            },
+        }
+    }
+
+    async fn serve(&mut self, output: Output) -> Result<(), End> {
         match output {
             Output::Greeted(hello) => self.greeted(*hello).await,
             Output::Received(revision) => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hedgerow_identity::csr;
 use hedgerow_model::event::{Event, EventKind};
-use hedgerow_model::id::{Digest, Revision};
+use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::statement::PeerQuery;
 use hedgerow_sync::message::{HandUp, Renew, Renewed, ResolvedPeer};
@@ -52,7 +52,8 @@ impl Agent {
             s.progress.rejected = Some((revision, format!("{what}: {reason}")));
         });
         self.control.hub.came_further();
-        self.control.event(
+        self.control.event_sampled(
+            "resource",
             Event::new(self.control.clock.wall(), EventKind::ResourceRefused)
                 .device(self.device)
                 .detail("resource", what)
@@ -73,14 +74,13 @@ impl Agent {
                     .await
             }
             ResourceKind::Manifest => self.control.merge_manifest(&statement.bytes).await,
-            ResourceKind::States
-            | ResourceKind::Program
-            | ResourceKind::Config
-            | ResourceKind::Names => return Ok(()),
+            ResourceKind::States => self.control.merge_states(&statement.bytes).await,
+            ResourceKind::Program | ResourceKind::Config | ResourceKind::Names => return Ok(()),
         };
         if let Err(refusal) = taken {
-            tracing::warn!(device = %self.device, %kind, %refusal, "a handed up statement was refused");
-            self.control.event(
+            tracing::debug!(device = %self.device, %kind, %refusal, "a handed up statement was refused");
+            self.control.event_sampled(
+                "hand_up",
                 Event::new(self.control.clock.wall(), EventKind::MessageRefused)
                     .device(self.device)
                     .detail("resource", kind)
@@ -146,14 +146,21 @@ impl Agent {
     /// The agent looks for a peer.
     pub(super) fn resolve(&mut self, id: u64, query: PeerQuery) -> Result<(), End> {
         let snapshot = self.control.snapshot();
-        let may = self.standing == Standing::Served;
-        let peer = snapshot
-            .resolve(&query)
-            .filter(|_| may)
-            .map(|d| ResolvedPeer {
-                ticket: d.ticket.clone(),
-                endpoints: self.control.hub.with(d.id, |s| s.endpoints.clone()),
-            });
+        let now = self.control.clock.now();
+        if !self.resolves.take(now.mono) {
+            return Ok(self.session.resolved(id, None)?);
+        }
+        let own = snapshot.device(self.device);
+        let peer = match (own, snapshot.resolve(&query)) {
+            (Some(own), Some(peer)) if self.control.may_meet(&snapshot, own, peer, now)? => {
+                Some(peer)
+            }
+            _ => None,
+        };
+        let peer = peer.map(|d| ResolvedPeer {
+            ticket: d.ticket.clone(),
+            endpoints: self.control.hub.with(d.id, |s| s.endpoints.clone()),
+        });
         Ok(self.session.resolved(id, peer)?)
     }
 
@@ -164,8 +171,7 @@ impl Agent {
         let known = usize::try_from(upto.saturating_sub(first)).unwrap_or(usize::MAX);
         let mut news: Vec<Event> = events.into_iter().skip(known).collect();
         for event in &mut news {
-            // Who reports is proven by the connection, whatever the event says.
-            event.device = event.device.or(Some(self.device));
+            reported_by(event, self.device);
         }
         if !news.is_empty() {
             let (answer, stored) = oneshot::channel();
@@ -193,5 +199,33 @@ impl Agent {
             .await?;
         self.session.bye("this device has left");
         Ok(())
+    }
+}
+
+/// Who reports is proven by the connection, whatever the event says; whom it names is the other party.
+fn reported_by(event: &mut Event, device: DeviceId) {
+    let named = event.device.replace(device).filter(|d| *d != device);
+    event.peer = event.peer.or(named);
+}
+
+#[cfg(test)]
+mod tests {
+    use hedgerow_model::Wall;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_cannot_report_as_another_device() {
+        let (own, other) = (DeviceId([1; 16]), DeviceId([2; 16]));
+        let event = || Event::new(Wall(1), EventKind::AddressSpoofed);
+        for (mut said, peer) in [
+            (event(), None),
+            (event().device(own), None),
+            (event().device(other), Some(other)),
+            (event().device(other).peer(own), Some(own)),
+        ] {
+            reported_by(&mut said, own);
+            assert_eq!((said.device, said.peer), (Some(own), peer));
+        }
     }
 }

@@ -19,6 +19,9 @@ const DAY_SECS: u64 = 86_400;
 /// Longest reason of a revocation, in bytes.
 const REASON_BYTES_MAX: usize = 120;
 
+/// Fewest characters of a fingerprint that name a waiting device.
+const FINGERPRINT_CHARS_MIN: usize = 8;
+
 /// How a device's time in the fleet ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -121,14 +124,20 @@ impl Controller {
         let now = self.clock.wall();
         let mut draft = self.draft().await;
         let old = living(&draft, text)?;
+        // A copy may have counted further than the device itself, whose word counts again.
+        let cleared = old.flagged && state.is_none();
         let record = DeviceRecord {
             state,
             flagged: old.flagged && state.is_some(),
+            generation: if cleared { 0 } else { old.generation },
             ..old.clone()
         };
         let subject = record.id.to_string();
         let mut change = self.store.change(actor, "state", &subject, now).await?;
         devices::put(&mut change.tx, &record).await?;
+        if cleared {
+            devices::forget_generation(&mut change.tx, record.id).await?;
+        }
         let others = draft.next.living().filter(|d| d.id != record.id);
         let states = states_of(
             change.revision,
@@ -145,6 +154,9 @@ impl Controller {
         draft.next.set_states(states);
         draft.next.set_device(record.clone());
         self.publish(draft, revision);
+        if cleared {
+            self.hub.with(record.id, |s| s.generation = 0);
+        }
         self.hub.raise(record.id, dirty::RECORD);
         self.hub.raise_all(dirty::TRUST);
         let kind = match state {
@@ -263,7 +275,7 @@ impl Controller {
     ) -> Result<DeviceRecord, Refusal> {
         let now = self.clock.wall();
         let mut draft = self.draft().await;
-        let mut waiting = self.waiting(text, now).await?;
+        let mut waiting = self.waiting(text, now, is_proven).await?;
         let site = approval.site.or_else(|| waiting.site.clone());
         let site = site.ok_or_else(|| {
             Refusal::invalid(
@@ -304,7 +316,7 @@ impl Controller {
     /// Keeps a waiting device out.
     pub(crate) async fn reject(&self, actor: &str, text: &str) -> Result<(), Refusal> {
         let now = self.clock.wall();
-        let mut waiting = self.waiting(text, now).await?;
+        let mut waiting = self.waiting(text, now, is_meant).await?;
         waiting.decision = Decision::Rejected;
         let mut change = self
             .store
@@ -321,15 +333,20 @@ impl Controller {
         Ok(())
     }
 
-    /// Finds a waiting device by fingerprint, its beginning, or a hostname that only one has.
-    async fn waiting(&self, text: &str, now: Wall) -> Result<pending::PendingRecord, Refusal> {
+    /// Finds the one waiting device that `fits`.
+    async fn waiting(
+        &self,
+        text: &str,
+        now: Wall,
+        fits: fn(&pending::PendingRecord, &str) -> bool,
+    ) -> Result<pending::PendingRecord, Refusal> {
         let mut found: Vec<_> = self
             .store
             .pending()
             .await?
             .into_iter()
             .filter(|p| p.decision == Decision::Waiting && p.expires > now)
-            .filter(|p| is_meant(p, text))
+            .filter(|p| fits(p, text))
             .collect();
         match (found.pop(), found.is_empty()) {
             (Some(one), true) => Ok(one),
@@ -342,8 +359,9 @@ impl Controller {
             (None, _) => Err(Refusal::new(
                 Kind::NotFound,
                 "pending_not_found",
-                format!("no device waits with the fingerprint or hostname `{text}`"),
-                "`hedgerow device list --pending` shows them; they are forgotten after 24 h",
+                format!("no device waits with the fingerprint `{text}`"),
+                "give at least 8 characters of what the device itself shows; `hedgerow device list \
+                 --pending` shows who waits; they are forgotten after 24 h",
             )),
         }
     }
@@ -372,11 +390,18 @@ impl Controller {
     }
 }
 
-fn is_meant(p: &pending::PendingRecord, text: &str) -> bool {
+/// Returns whether `text` proves which device is meant: only the fingerprint does, and not with so
+/// few characters that a stranger finds a key that begins alike.
+fn is_proven(p: &pending::PendingRecord, text: &str) -> bool {
     let plain = |t: &str| t.replace('-', "");
     let by_key = text.parse::<Digest>().is_ok_and(|d| d == p.key_hash);
-    let beginning = text.len() >= 4 && plain(&p.fingerprint).starts_with(&plain(text));
-    by_key || beginning || p.hostname == text
+    let text = plain(text);
+    by_key || (text.len() >= FINGERPRINT_CHARS_MIN && plain(&p.fingerprint).starts_with(&text))
+}
+
+/// Returns whether a device that is to be kept out is meant.
+fn is_meant(p: &pending::PendingRecord, text: &str) -> bool {
+    is_proven(p, text) || p.hostname == text
 }
 
 fn living(draft: &Draft<'_>, text: &str) -> Result<DeviceRecord, Refusal> {
@@ -392,5 +417,40 @@ fn living(draft: &Draft<'_>, text: &str) -> Result<DeviceRecord, Refusal> {
             format!("device `{text}` was {} already", ended.how),
             "enroll it again to have it back",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hedgerow_identity::fingerprint::fingerprint_of;
+    use hedgerow_model::statement::X25519Public;
+
+    use super::*;
+
+    #[test]
+    fn a_stranger_is_not_approved_by_calling_itself_like_another() {
+        let key_hash = Digest::of(b"key");
+        let fingerprint = fingerprint_of(&key_hash);
+        let waiting = pending::PendingRecord {
+            key_hash,
+            csr: Vec::new(),
+            introduction_key: X25519Public([0; 32]),
+            hostname: "plc-7".to_owned(),
+            source: "192.0.2.1".to_owned(),
+            fingerprint: fingerprint.clone(),
+            token: None,
+            site: None,
+            labels: Labels::default(),
+            name: None,
+            decision: Decision::Waiting,
+            device: None,
+            created: Wall(1),
+            expires: Wall(2),
+        };
+        let plain = fingerprint.replace('-', "");
+        assert!(!is_proven(&waiting, "plc-7") && is_meant(&waiting, "plc-7"));
+        assert!(!is_proven(&waiting, plain.get(..7).unwrap()) && !is_proven(&waiting, ""));
+        assert!(!is_proven(&waiting, &"-".repeat(20)));
+        assert!(is_proven(&waiting, plain.get(..8).unwrap()) && is_proven(&waiting, &fingerprint));
     }
 }

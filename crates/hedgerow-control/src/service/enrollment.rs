@@ -135,7 +135,12 @@ impl Controller {
                 if let Some(token) = token {
                     event = event.detail("token", token);
                 }
-                self.event(event);
+                // It takes a valid signature of the token, so a stranger cannot cause it.
+                if kind == EventKind::TokenReused {
+                    self.event(event);
+                } else {
+                    self.event_sampled(no.code.as_str(), event);
+                }
                 EnrollReply::Refused {
                     code: no.code,
                     reason: no.reason,
@@ -292,7 +297,8 @@ impl Controller {
             tokens::mark_used(&mut tx, token, &key_hash, None, now).await?;
         }
         tx.commit().await?;
-        self.event(
+        self.event_sampled(
+            "approval",
             Event::new(now, EventKind::ApprovalRequested)
                 .detail("fingerprint", fingerprint)
                 .detail("hostname", &record.hostname)

@@ -4,20 +4,21 @@ use std::time::Duration;
 
 use hedgerow_identity::csr;
 use hedgerow_identity::trust::{Adopted, Trust};
-use hedgerow_model::Wall;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest};
+use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{P256Public, Revocation, Revoked, X25519Public};
+use hedgerow_model::{Wall, wire};
 
 use super::enrollment::{encode_chain, ticket_of};
-use crate::control::{Controller, set_members};
+use crate::control::{Controller, Draft, fact, set_members, states_of};
 use crate::entropy;
 use crate::hub::dirty;
 use crate::refusal::{Kind, Refusal};
 use crate::sign::Signer;
 use crate::snapshot::Snapshot;
 use crate::store::devices::{DeviceRecord, Ended};
-use crate::store::{add_manifest, addresses, devices, revocations};
+use crate::store::{Change, add_manifest, addresses, devices, revocations, set_fact};
 
 impl Controller {
     /// Gives a device a new certificate and ticket for a key that it proved.
@@ -93,6 +94,12 @@ impl Controller {
             .verify_own_ticket(bytes, key, Some(device))
             .map_err(|e| Refusal::invalid(format!("the ticket: {e}"), "enroll again"))?;
         let old = draft.next.device(device).cloned();
+        if draft.next.restored.is_none() {
+            return Ok(());
+        }
+        if ticket.epoch < draft.next.standing.min_epoch(device) {
+            return Err(Refusal::invalid("the ticket is an old one", "enroll again"));
+        }
         if old.as_ref().is_some_and(|d| d.epoch >= ticket.epoch) {
             return Ok(());
         }
@@ -114,7 +121,10 @@ impl Controller {
             introduction_key: ticket.introduction_key,
             addresses: ticket.addresses,
             epoch: ticket.epoch,
-            state: old.as_ref().and_then(|d| d.state),
+            state: old
+                .as_ref()
+                .and_then(|d| d.state)
+                .or_else(|| state_handed_up(&draft.next, device)),
             flagged: old.as_ref().is_some_and(|d| d.flagged),
             not_after_secs: ticket.not_after_secs,
             ticket: bytes.to_vec(),
@@ -127,12 +137,90 @@ impl Controller {
             .await?;
         devices::put(&mut change.tx, &record).await?;
         set_members(&mut change.tx, change.revision).await?;
+        if record.state != old.as_ref().and_then(|d| d.state) {
+            let changed = std::slice::from_ref(&record);
+            self.sign_states(&mut draft, &mut change, changed).await?;
+        }
         let revision = change.commit().await?;
         draft.next.set_device(record.clone());
         draft.next.members = revision;
         self.publish(draft, revision);
+        self.hub.raise_all(dirty::TRUST);
         self.names_changed();
         tracing::info!(%device, epoch = record.epoch, "a device was taken back after the restore");
+        Ok(())
+    }
+
+    /// Takes over states that were decided after the backup; nothing is ever released.
+    pub(crate) async fn merge_states(&self, bytes: &[u8]) -> Result<(), Refusal> {
+        let now = self.clock.wall();
+        let mut draft = self.draft().await;
+        let theirs = draft
+            .next
+            .trust
+            .verify_states(bytes)
+            .map_err(|e| Refusal::invalid(format!("the states: {e}"), "nothing to do"))?;
+        let version = theirs.revision;
+        let ours = draft.next.revision;
+        let known = draft.next.restored_states;
+        if version.timeline >= ours.timeline || known.is_none_or(|known| version <= known) {
+            return Ok(());
+        }
+        let lacks = |(id, state): &(DeviceId, DeviceState)| {
+            let living = draft.next.device(*id).filter(|d| d.ended.is_none())?;
+            living.state.is_none().then(|| DeviceRecord {
+                state: Some(*state),
+                ..(**living).clone()
+            })
+        };
+        let changed: Vec<DeviceRecord> = theirs.entries.iter().filter_map(lacks).collect();
+        let subject = version.to_string();
+        let mut change = self
+            .store
+            .change("controller", "merge_states", &subject, now)
+            .await?;
+        for record in &changed {
+            devices::put(&mut change.tx, record).await?;
+        }
+        set_fact(&mut change.tx, fact::STATES_HANDED_UP, bytes).await?;
+        let newest = wire::encode(&version);
+        set_fact(&mut change.tx, fact::STATES_RESTORED, &newest).await?;
+        self.sign_states(&mut draft, &mut change, &changed).await?;
+        let revision = change.commit().await?;
+        draft.next.restored_states = Some(version);
+        draft.next.states_handed_up = Some(theirs);
+        for record in &changed {
+            draft.next.set_device(record.clone());
+        }
+        self.publish(draft, revision);
+        for record in changed {
+            self.hub.raise(record.id, dirty::RECORD);
+            let event = Event::new(now, EventKind::DeviceQuarantined).device(record.id);
+            self.event(event.detail("reason", "decided before the restore"));
+        }
+        self.hub.raise_all(dirty::TRUST);
+        tracing::info!(%version, "newer states were taken over");
+        Ok(())
+    }
+
+    /// Signs the states anew, in a change that alters these devices.
+    async fn sign_states(
+        &self,
+        draft: &mut Draft<'_>,
+        change: &mut Change,
+        changed: &[DeviceRecord],
+    ) -> Result<(), Refusal> {
+        let authority = self.authority();
+        let signer = Signer {
+            authority: &authority,
+            trust: &draft.next.trust,
+        };
+        let is_changed = |id| changed.iter().any(|c| c.id == id);
+        let others = draft.next.living().filter(|d| !is_changed(d.id));
+        let states = states_of(change.revision, others.map(|d| &**d).chain(changed));
+        let states = signer.states(&states)?;
+        set_fact(&mut change.tx, fact::STATES, states.bytes()).await?;
+        draft.next.set_states(states);
         Ok(())
     }
 
@@ -140,7 +228,7 @@ impl Controller {
     /// now; that makes a new epoch.
     async fn make_room(
         &self,
-        change: &mut crate::store::Change,
+        change: &mut Change,
         trust: &Trust,
         record: &mut DeviceRecord,
         now: Wall,
@@ -272,6 +360,15 @@ impl Controller {
         self.hub.raise_all(dirty::TRUST);
         Ok(())
     }
+}
+
+/// Returns what was decided on a device after the backup, as far as an agent handed it up.
+fn state_handed_up(snapshot: &Snapshot, device: DeviceId) -> Option<DeviceState> {
+    let handed_up = snapshot.states_handed_up.as_ref()?;
+    let mut entries = handed_up.entries.iter();
+    entries
+        .find(|(id, _)| *id == device)
+        .map(|(_, state)| *state)
 }
 
 /// Returns the record of a living device that an entry ends.

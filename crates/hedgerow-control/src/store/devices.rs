@@ -95,7 +95,7 @@ pub(crate) async fn put(tx: &mut Tx, d: &DeviceRecord) -> Result<(), StoreError>
              introduction_key = excluded.introduction_key, v6 = excluded.v6, v4 = excluded.v4,
              epoch = excluded.epoch, state = excluded.state, flagged = excluded.flagged,
              not_after_secs = excluded.not_after_secs, ticket = excluded.ticket,
-             chain = excluded.chain, generation = excluded.generation,
+             chain = excluded.chain, generation = MAX(device.generation, excluded.generation),
              ended_ms = excluded.ended_ms, ended_by = excluded.ended_by",
         vals![
             &d.id.0[..],
@@ -134,6 +134,13 @@ pub(crate) async fn set_generation(
         vals![&device.0[..], generation],
     )
     .await?;
+    Ok(())
+}
+
+/// Forgets how often a device's agent started.
+pub(crate) async fn forget_generation(tx: &mut Tx, device: DeviceId) -> Result<(), StoreError> {
+    let sql = "UPDATE device SET generation = 0 WHERE id = $1";
+    tx.run(sql, vals![&device.0[..]]).await?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Devices that wait for an operator's approval. Bounded per source and in total.
 
+use std::net::IpAddr;
+
 use hedgerow_model::Wall;
 use hedgerow_model::id::{DeviceId, DeviceName, Digest, Labels, SiteName};
 use hedgerow_model::statement::X25519Public;
@@ -7,9 +9,9 @@ use hedgerow_model::statement::X25519Public;
 use super::db::{Row, Tx, vals};
 use super::{Store, StoreError, parsed};
 
-/// Most devices waiting at once.
+/// Most devices waiting at once: as many without as with a token.
 pub(crate) const PENDING_MAX: u64 = 1000;
-/// Most devices waiting from one source address.
+/// Most devices waiting from one source: an IPv4 address, a /64 of IPv6.
 pub(crate) const PENDING_PER_SOURCE_MAX: u64 = 10;
 /// A device that nobody approved is forgotten after this long.
 pub(crate) const PENDING_HOURS: u64 = 24;
@@ -102,29 +104,55 @@ pub(crate) async fn add(tx: &mut Tx, p: &PendingRecord) -> Result<(), StoreError
         vals![p.created.0],
     )
     .await?;
-    let total = count(
-        tx,
-        "SELECT COUNT(*) FROM pending WHERE device IS NULL",
-        vec![],
-    )
-    .await?;
-    if total >= PENDING_MAX {
-        return Err(StoreError::Exhausted {
-            what: "places in the approval queue",
-        });
+    let strangers = tx
+        .rows(
+            "SELECT source FROM pending WHERE token IS NULL AND device IS NULL",
+            vals![],
+        )
+        .await?;
+    if p.token.is_some() {
+        // A proven token does not compete with strangers, whoever they are.
+        let proven = count(
+            tx,
+            "SELECT COUNT(*) FROM pending WHERE token IS NOT NULL AND device IS NULL",
+            vals![],
+        );
+        if proven.await? >= PENDING_MAX {
+            return Err(StoreError::Exhausted {
+                what: "places in the approval queue",
+            });
+        }
+        return put(tx, p).await;
     }
-    let from_source = count(
-        tx,
-        "SELECT COUNT(*) FROM pending WHERE source = $1 AND device IS NULL",
-        vals![p.source.as_str()],
-    )
-    .await?;
+    let own = network(&p.source);
+    let mut from_source = 0;
+    for row in &strangers {
+        from_source += u64::from(network(&row.text(0)?) == own);
+    }
     if from_source >= PENDING_PER_SOURCE_MAX {
         return Err(StoreError::Exhausted {
             what: "places in the approval queue for this source address",
         });
     }
+    if strangers.len() as u64 >= PENDING_MAX {
+        // The oldest makes room; if it still waits it will ask again.
+        tx.run(
+            "DELETE FROM pending WHERE key_hash IN (SELECT key_hash FROM pending
+                 WHERE token IS NULL AND device IS NULL AND decision = 'waiting'
+                 ORDER BY created_ms, key_hash LIMIT 1)",
+            vals![],
+        )
+        .await?;
+    }
     put(tx, p).await
+}
+
+/// Returns what one party can have addresses from without effort: a /64 of IPv6.
+fn network(source: &str) -> Option<IpAddr> {
+    match source.parse::<IpAddr>().ok()?.to_canonical() {
+        IpAddr::V4(a) => Some(IpAddr::V4(a)),
+        IpAddr::V6(a) => Some(IpAddr::V6((u128::from(a) >> 64 << 64).into())),
+    }
 }
 
 /// Writes what is known of a waiting device.

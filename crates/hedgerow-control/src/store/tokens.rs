@@ -97,6 +97,15 @@ pub(crate) async fn revoke(tx: &mut Tx, id: &[u8; 8], at: Wall) -> Result<bool, 
     Ok(n == 1)
 }
 
+/// Ends every token that could still be used; returns how many.
+pub(crate) async fn revoke_all(tx: &mut Tx, at: Wall) -> Result<u64, StoreError> {
+    tx.run(
+        "UPDATE token SET revoked_ms = $1 WHERE revoked_ms IS NULL AND expires_ms > $1",
+        vals![at.0],
+    )
+    .await
+}
+
 /// Returns whether `key` already used the token, and the device it got.
 pub(crate) async fn use_by(
     tx: &mut Tx,

@@ -277,6 +277,11 @@ impl Device {
         }
     }
 
+    /// Claims that its agent started so often.
+    pub(crate) fn forge_generation(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+
     /// Starts its agent so many times without reaching the controller.
     pub(crate) fn age(&mut self, starts: u64) {
         self.generation += starts;
@@ -357,6 +362,18 @@ impl Device {
         let envelope = hedgerow_identity::cose::Envelope::decode(&resource.bytes).unwrap();
         Some(minicbor::decode(envelope.unverified_payload()).unwrap())
     }
+}
+
+/// Completes a handshake without a certificate, to say nothing more.
+pub(crate) fn silent_stranger(port: u16) -> Result<impl std::io::Read, String> {
+    let mut stream = open(port, b"h2", None)?;
+    let short = Duration::from_millis(200);
+    stream.sock.set_read_timeout(Some(short)).unwrap();
+    while stream.conn.is_handshaking() {
+        let done = stream.conn.complete_io(&mut stream.sock);
+        done.map_err(|e| e.to_string())?;
+    }
+    Ok(stream)
 }
 
 /// One connection.
@@ -534,6 +551,14 @@ impl Uplink<'_> {
         let now = now().mono;
         self.session.ping(now);
         self.session.handle_timeout(now);
+    }
+
+    /// Asks for a peer; returns whether it was found.
+    pub(crate) fn resolves(&mut self, peer: DeviceId) -> bool {
+        let query = hedgerow_model::statement::PeerQuery::Device(peer);
+        self.session.resolve(9, query).unwrap();
+        let answer = self.expect("an answer", |o| matches!(o, Output::Resolved { id: 9, .. }));
+        matches!(answer, Output::Resolved { peer: Some(_), .. })
     }
 
     pub(crate) fn renew(&mut self, key: &SoftwareP256) {

@@ -227,6 +227,7 @@ fn labels_states_and_revocation_reach_connected_agents() {
     let central = Central::started();
     let (mut sensor, mut collector) = fleet(&central);
     let (mut a, mut b) = (sensor.connect(&central), collector.connect(&central));
+    central.ask("POST", "policy/apply", POLICY);
     a.until("a program", |u| u.holds(ResourceKind::Program));
     b.until("a program", |u| u.holds(ResourceKind::Program));
     let (id, address) = (a.device.id, a.device.address());
@@ -414,6 +415,155 @@ fn a_restored_backup_loses_no_revocation_and_takes_its_devices_back() {
         json!(late.id.to_string())
     );
     assert!(central.has_event("store_restored"));
+}
+
+#[test]
+fn strangers_that_say_nothing_cannot_keep_agents_out() {
+    let mut central = Central::new();
+    let path = central.dir.join("control.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = match text.lines().any(|l| l.starts_with("waiting_max")) {
+        true => text
+            .lines()
+            .map(|l| match l.starts_with("waiting_max") {
+                true => "waiting_max = 4\n".to_owned(),
+                false => format!("{l}\n"),
+            })
+            .collect(),
+        false => format!("{text}\n[limits]\nwaiting_max = 4\n"),
+    };
+    std::fs::write(&path, text).unwrap();
+    central.start();
+    let (mut sensor, _) = fleet(&central);
+    let mut strangers: Vec<_> = (0..8)
+        .filter_map(|_| agent::silent_stranger(central.port).ok())
+        .collect();
+    let mut a = sensor.connect(&central);
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+    let is_closed = |s: &mut dyn std::io::Read| {
+        let mut byte = [0; 64];
+        loop {
+            match s.read(&mut byte) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(e) => {
+                    let waits = [std::io::ErrorKind::WouldBlock, std::io::ErrorKind::TimedOut];
+                    return !waits.contains(&e.kind());
+                }
+            }
+        }
+    };
+    let mut open = 0;
+    for stranger in &mut strangers {
+        open += usize::from(!is_closed(stranger));
+    }
+    assert!(open <= 4, "{open} strangers were let in");
+    central.until("the strangers are sent away", || {
+        strangers.iter_mut().all(|s| is_closed(s))
+    });
+}
+
+#[test]
+fn a_device_cannot_resolve_whom_policy_keeps_from_it() {
+    let central = Central::started();
+    let (mut sensor, mut collector) = fleet(&central);
+    let (mut a, mut b) = (sensor.connect(&central), collector.connect(&central));
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+    b.until("a program", |u| u.holds(ResourceKind::Program));
+    assert!(!a.resolves(b.device.id) && !b.resolves(a.device.id));
+    let before = (a.revision(), b.revision());
+    central.ask("POST", "policy/apply", POLICY);
+    a.until("the new program", |u| u.revision() > before.0);
+    b.until("the new program", |u| u.revision() > before.1);
+    assert!(a.resolves(b.device.id), "the initiator finds the responder");
+    assert!(b.resolves(a.device.id), "and the responder the initiator");
+}
+
+#[test]
+fn a_copy_that_counts_further_does_not_lock_the_device_out() {
+    let central = Central::started();
+    let (mut sensor, _) = fleet(&central);
+    let mut copy = sensor.copied();
+    copy.forge_generation(u64::MAX - 1);
+    assert!(copy.try_connect(&central).is_err(), "out of range");
+    copy.forge_generation(1000);
+    let mut b = copy.connect(&central);
+    b.until("a program: nobody else was there", |u| {
+        u.holds(ResourceKind::Program)
+    });
+    b.close();
+    let mut a = sensor.connect(&central);
+    a.expect("being held", |o| matches!(o, Output::Held(_)));
+    a.close();
+    central.until("it is flagged", || {
+        central.get("devices/a")["flagged"] == json!(true)
+    });
+    central.post("devices/a/release", &json!({}));
+    let mut a = sensor.connect(&central);
+    a.until("being served again", |u| u.holds(ResourceKind::Program));
+    assert_eq!(central.get("devices/a")["flagged"], json!(false));
+}
+
+#[test]
+fn a_held_copy_cannot_remove_or_redirect_the_device() {
+    let central = Central::started();
+    let (mut sensor, _) = fleet(&central);
+    let mut copy = sensor.copied();
+    let mut a = sensor.connect(&central);
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+    let mut b = copy.connect(&central);
+    b.expect("being held", |o| matches!(o, Output::Held(_)));
+    assert!(!b.resolves(a.device.id));
+    b.session.leave().unwrap();
+    b.settle(Duration::from_millis(300));
+    assert!(!central.has_event("device_left"));
+    a.settle(Duration::from_millis(100));
+    assert!(a.session.is_open());
+
+    // A second copy takes the place of the first, which is not kept for ever.
+    let mut second = b.device.copied();
+    let mut c = second.connect(&central);
+    c.expect("being held", |o| matches!(o, Output::Held(_)));
+    b.until_closed();
+}
+
+#[test]
+fn a_quarantine_survives_a_day_old_backup() {
+    let mut central = Central::started();
+    let (mut sensor, mut collector) = fleet(&central);
+    let open = central.token(json!({"site": "s1", "labels": {"role": "sensor"}}));
+    let file = central.dir.with_extension("backup");
+    central.run(&["backup", file.to_str().unwrap(), "--config"]);
+    let mut late =
+        central.enroll(json!({"site": "s1", "labels": {"role": "sensor"}, "name": "late"}));
+    let mut b = collector.connect(&central);
+    central.post("devices/a/quarantine", &json!({"reason": "odd"}));
+    central.post("devices/late/quarantine", &json!({"reason": "odd"}));
+    b.until("both states", |u| {
+        u.holds(ResourceKind::States) && u.states().entries.len() == 2
+    });
+    b.settle(Duration::from_millis(300));
+    b.close();
+
+    central.restore(&file);
+    let mut b = collector.connect(&central);
+    central.until("the quarantine is back", || {
+        b.settle(Duration::from_millis(50));
+        central.get("devices/a.s1")["state"] == json!("quarantine")
+    });
+    let mut l = late.connect(&central);
+    l.until("being known again", |u| u.holds(ResourceKind::Program));
+    assert_eq!(central.get("devices/late.s1")["state"], json!("quarantine"));
+    b.until("both states again", |u| u.states().entries.len() == 2);
+    drop(l);
+    let mut a = sensor.connect(&central);
+    a.until("its state", |u| {
+        u.holds(ResourceKind::States) && u.states().entries.len() == 2
+    });
+    let token = Token::parse(&open).unwrap();
+    let (key, introduction) = (agent::new_key(), agent::new_introduction_key());
+    let spent = central.enroll_raw(&token, &key, introduction, agent::Cheat::None);
+    assert_eq!(refusal(&spent), Some(RefusalCode::TokenUnknown));
 }
 
 #[test]

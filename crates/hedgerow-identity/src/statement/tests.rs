@@ -40,7 +40,9 @@ fn the_largest_ticket_that_can_be_made_fits_its_bound() {
     let long = "n".repeat(63);
     ticket.name = long.parse().unwrap();
     ticket.site = long.parse().unwrap();
-    let labels: Vec<String> = (0..16).map(|i| format!("k{i:02}={}", "v".repeat(7))).collect();
+    let labels: Vec<String> = (0..16)
+        .map(|i| format!("k{i:02}={}", "v".repeat(7)))
+        .collect();
     ticket.labels = labels.join(",").parse().unwrap();
     ticket.epoch = u64::MAX;
     ticket.not_after_secs = u64::MAX;

@@ -386,6 +386,31 @@ fn what_the_agent_knows_newer_is_handed_up() {
 }
 
 #[test]
+fn newer_states_are_handed_up_to_a_controller_that_says_which_it_has() {
+    for (ours, theirs, wanted) in [
+        (5, Some(rev(4)), true),
+        (4, Some(rev(4)), false),
+        (5, None, false),
+    ] {
+        let mut welcome = welcome();
+        welcome.states = theirs;
+        let mut held = Holdings::default();
+        let states = offer(ResourceKind::States, ours, 1);
+        held.heads = vec![states.head()];
+        let mut session = AgentSession::new(opening(held, 1), 1, Mono::ZERO);
+        let mut controller = ControllerSession::new(Mono::ZERO);
+        let hello = session.next_frame().unwrap();
+        controller.handle_bytes(&hello, Mono::ZERO).unwrap();
+        controller.welcome(welcome, Mono::ZERO).unwrap();
+        let frame = controller.next_frame(Mono::ZERO).unwrap();
+        session.handle_bytes(&frame, Mono::ZERO).unwrap();
+        let outputs: Vec<_> = std::iter::from_fn(|| session.poll()).collect();
+        let asked = outputs.contains(&agent::Output::HandUpWanted(ResourceKind::States));
+        assert_eq!(asked, wanted);
+    }
+}
+
+#[test]
 fn an_agent_without_news_cannot_send_a_large_message() {
     let mut device = Device::default();
     let mut wire = Wire::connect(&mut device, (rev(4), full_set(4)), usize::MAX);
