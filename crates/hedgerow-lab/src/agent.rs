@@ -202,7 +202,8 @@ impl<'l> Agent<'l> {
     }
 }
 
-/// Leaves out elements that expire, which stand between braces, possibly over several lines.
+/// Leaves out elements that expire and those that packets make (meters), which stand between braces,
+/// possibly over several lines.
 fn without_times(listed: &str) -> String {
     let mut out = String::new();
     for line in listed.lines() {
@@ -215,7 +216,7 @@ fn without_times(listed: &str) -> String {
         let kept: Vec<&str> = elements
             .split(", ")
             .map(|e| e.trim().trim_end_matches(['}', ',']).trim())
-            .filter(|e| !e.is_empty() && !e.contains(" expires "))
+            .filter(|e| !e.is_empty() && !e.contains(" expires ") && !e.contains(" limit rate "))
             .collect();
         for element in kept {
             out.push_str(element);
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_expires_is_left_out_of_a_table() {
-        let early = "set x {\n elements = { 1.1.1.1 timeout 5s expires 4s,\n 1.1.1.2 timeout 5s expires 2s }\n}\nset y {\n elements = { 2.2.2.2, 3.3.3.3 }\n}";
+        let early = "set x {\n elements = { 1.1.1.1 timeout 5s expires 4s,\n 1.1.1.2 limit rate 10/second burst 16 packets }\n}\nset y {\n elements = { 2.2.2.2, 3.3.3.3 }\n}";
         let later = "set x {\n}\nset y {\n elements = { 2.2.2.2, 3.3.3.3 }\n}";
         let lines = |t: &str| -> Vec<String> {
             without_times(t)

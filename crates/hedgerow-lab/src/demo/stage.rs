@@ -18,7 +18,7 @@ use crate::screen::{Act, Screen};
 /// How long the kernels of all devices may take to be verified after a change.
 pub(crate) const SETTLE: Duration = Duration::from_secs(30);
 /// How long an event may take to show up at the controller.
-const EVENT: Duration = Duration::from_secs(15);
+const EVENT: Duration = Duration::from_secs(45);
 
 /// The plant with Hedgerow in it.
 #[derive(Debug)]
