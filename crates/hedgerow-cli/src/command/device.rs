@@ -49,13 +49,8 @@ pub(super) fn run(command: DeviceCommand, shell: &mut Shell<'_>) -> Result<ExitC
             order(post(&device, "quarantine", body), &said, Some(wait), shell)
         }
         DeviceCommand::Release { device, wait } => {
-            let said = format!("{device} is released");
-            order(
-                post(&device, "release", json!({})),
-                &said,
-                Some(wait),
-                shell,
-            )
+            let request = post(&device, "release", json!({}));
+            order(request, &format!("{device} is released"), Some(wait), shell)
         }
         DeviceCommand::Revoke {
             device,
