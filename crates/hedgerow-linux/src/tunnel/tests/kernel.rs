@@ -6,6 +6,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command as Program, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -24,6 +25,9 @@ use crate::udp::UdpError;
 
 /// A whole test's bound on anything it waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Tells the interfaces of other people's WireGuard apart.
+static INTERFACES: AtomicU32 = AtomicU32::new(0);
 
 /// Two namespaces joined by a wire; gone, with all that runs in them, when dropped.
 struct Lab {
@@ -117,7 +121,12 @@ impl Lab {
         }
         let (ns, interface) = (
             self.ns(side),
-            format!("hgtwg{}", std::process::id() % 100_000),
+            // Sockets of all namespaces share one folder, and tests may share one process.
+            format!(
+                "hgtwg{}n{}",
+                std::process::id() % 100_000,
+                INTERFACES.fetch_add(1, Ordering::Relaxed)
+            ),
         );
         let go = Program::new("ip")
             .args(["netns", "exec", &ns, "wireguard-go", "-f", &interface])
@@ -605,10 +614,20 @@ fn tunnel_idle_costs_nothing_and_shutdown_takes_the_interface_along() {
     one.know(2, Some("192.0.2.2:7117"));
     two.know(1, Some("192.0.2.1:7117"));
     lab.ping(1, v4(2));
+    // Other tests' tunnels may run in this process: ours are those in our namespaces.
+    let ours = [1, 2].map(|side| {
+        std::fs::metadata(format!("/run/netns/{}", lab.ns(side)))
+            .unwrap()
+            .ino()
+    });
     let threads = || {
         let mut ticks = 0u64;
         for entry in std::fs::read_dir("/proc/self/task").unwrap() {
             let path = entry.unwrap().path();
+            let space = std::fs::metadata(path.join("ns/net")).map(|m| m.ino());
+            if !space.is_ok_and(|ino| ours.contains(&ino)) {
+                continue;
+            }
             let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
             if let Some((_, rest)) = stat.rsplit_once("(tunnel) ") {
                 let fields: Vec<&str> = rest.split(' ').collect();
