@@ -24,8 +24,6 @@ use crate::{clock, matrix, plant, process};
 
 /// Enrollments at the same time.
 const ENROLL_AT_ONCE: usize = 64;
-/// Descriptors that the lab and its controller may open.
-const DESCRIPTORS: u64 = 200_000;
 /// How long a fleet may take for one thing.
 const PATIENCE: Duration = Duration::from_secs(900);
 const ROLES: [&str; 8] = [
@@ -46,7 +44,7 @@ const POLICY: &str = include_str!("../../../examples/plant.yaml");
 ///
 /// When a program fails or the fleet does not settle in time.
 pub(crate) fn run(screen: Screen, agents: usize, json: bool) -> Result<bool> {
-    allow_descriptors()?;
+    allow_descriptors(agents)?;
     let lab = Lab::open("fleet")?;
     lab.wipe()?;
     lab.namespace(CENTRAL)?;
@@ -100,13 +98,24 @@ fn tokens(central: &Central<'_>, agents: usize) -> Result<Vec<String>> {
         .collect()
 }
 
-fn allow_descriptors() -> Result<()> {
-    let limit = rustix::process::Rlimit {
-        current: Some(DESCRIPTORS),
-        maximum: Some(DESCRIPTORS),
+/// Raises the limit of open files as far as this machine lets us; too low a limit is an error.
+fn allow_descriptors(agents: usize) -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = u64::try_from(agents)?.saturating_mul(3) / 2 + 1000;
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|n| n >= wanted) {
+        return Ok(());
+    }
+    let maximum = now.maximum.map(|m| m.max(wanted));
+    let limit = Rlimit {
+        current: Some(wanted),
+        maximum,
     };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)
-        .context("cannot raise the limit of open files")
+    setrlimit(Resource::Nofile, limit).with_context(|| {
+        format!(
+            "{agents} agents need {wanted} open files: raise the limit, e.g. ulimit -n {wanted}"
+        )
+    })
 }
 
 /// The part that runs inside of the controller's namespace.
