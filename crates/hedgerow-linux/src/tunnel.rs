@@ -335,7 +335,7 @@ pub struct PeerStatus {
 ///
 /// Implemented by every `FnMut(Report) -> Result<(), Report>`, for instance a `try_send`:
 ///
-/// ```ignore
+/// ```text
 /// move |report| sender.try_send(report).map_err(|e| e.into_inner())
 /// ```
 ///
