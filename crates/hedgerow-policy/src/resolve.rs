@@ -415,7 +415,7 @@ impl Case<'_, '_> {
         pieces
     }
 
-    /// Decides one piece for now, and finds out when a window takes away what it lets pass.
+    /// Decides one piece at the present time, and finds when a window takes away what it lets pass.
     fn decide(&self, ports: Ports) -> Entry {
         let at = |m: &Moment| self.verdict(Some((ports.protocol, ports.first)), m);
         let mut moments = self.resolver.moments.iter();
