@@ -7,6 +7,8 @@ pub(crate) mod entropy;
 pub(crate) mod identity;
 pub(crate) mod local;
 pub(crate) mod offline;
+mod preference;
+pub(crate) mod renew;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod store;

@@ -110,7 +110,11 @@ pub enum Output {
     Held(String),
     /// Close, and connect again after this long.
     Busy(Duration),
-    /// Close: the controller said so, or is gone. The text says why.
+    /// Close: the controller says goodbye, and why. Before a welcome it refuses this identity. After
+    /// [`AgentSession::leave`] the text [`crate::message::LEFT`] says that the device has left.
+    Dismissed(String),
+    /// Close: the controller is silent, or takes nothing. The text says which. Whoever cuts the link
+    /// can cause this.
     Closed(String),
 }
 
@@ -369,7 +373,10 @@ impl AgentSession {
                 self.outputs
                     .push_back(Output::Busy(Duration::from_millis(millis)));
             }
-            (_, ToAgent::Bye(reason)) => self.close(&reason),
+            (_, ToAgent::Bye(reason)) => {
+                self.state = State::Closed;
+                self.outputs.push_back(Output::Dismissed(reason));
+            }
             (State::Open, ToAgent::Update(update)) => return self.update(update),
             (State::Open, ToAgent::Pong(true)) => return self.say_holdings(),
             (State::Open, ToAgent::Pong(false)) => {}

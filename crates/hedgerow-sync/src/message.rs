@@ -21,6 +21,8 @@ pub const EVENTS_MAX: usize = 64;
 pub const TEXT_BYTES_MAX: usize = 512;
 /// Largest certificate, request or small statement, in bytes.
 pub const STATEMENT_BYTES_MAX: usize = 8 << 10;
+/// The goodbye that answers [`ToController::Leave`]: only this one says that the device has left.
+pub const LEFT: &str = "this device has left";
 /// Most certificates in a chain.
 pub const CHAIN_MAX: usize = 4;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hedgerow_identity::certificate::{Purpose, check_leaf};
-use hedgerow_identity::rotation::{self, Uplink};
+use hedgerow_identity::rotation::Uplink;
 use hedgerow_linux::tunnel::{Command, PeerConfig, PrivateKey, Report, Slot, Tunnel, TunnelConfig};
 use hedgerow_linux::{conntrack, hosts, process};
 use hedgerow_mesh::OwnIdentity;
@@ -12,14 +12,14 @@ use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::{Mono, Now};
 use hedgerow_sync::agent::{self, Opening};
-use hedgerow_sync::message::{self, HandUp, Renew, Renewed};
+use hedgerow_sync::message::{self, HandUp};
 use hedgerow_sync::{AgentSession, Backoff};
 use tokio::sync::oneshot;
 
 use super::entropy;
-use super::identity::{Identity, Keys};
 use super::local::Request;
-use super::run::{Daemon, End, Live, Renewal};
+use super::preference::{Unwelcome, Verdict};
+use super::run::{Daemon, End, Live};
 use super::uplink::{self, Connection};
 use super::{offline, status, tls};
 use crate::failure::{Failure, chain};
@@ -29,8 +29,6 @@ use crate::state::{Step, ToTunnel};
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 /// Turns of the runtime in which the last answers leave the control socket.
 const ANSWER_TURNS: u32 = 16;
-/// Refusals after which a new certificate is given up.
-const REFUSALS_MAX: u32 = 3;
 
 impl Daemon {
     /// Does everything there is to do, until nothing is left.
@@ -42,10 +40,7 @@ impl Daemon {
                 self.act(step);
                 busy = true;
             }
-            while let Some(output) = self.session().and_then(AgentSession::poll) {
-                self.obey(output, now);
-                busy = true;
-            }
+            busy |= self.obey_session(now);
             while let Some(output) = self.rotation.poll() {
                 self.rotate(output, now);
                 busy = true;
@@ -64,7 +59,7 @@ impl Daemon {
         }
     }
 
-    fn session(&mut self) -> Option<&mut AgentSession> {
+    pub(super) fn session(&mut self) -> Option<&mut AgentSession> {
         self.live.as_mut()?.session.as_mut()
     }
 
@@ -256,7 +251,8 @@ impl Daemon {
             .get(self.turn % self.controllers.len())
             .cloned();
         self.turn = self.turn.wrapping_add(1);
-        let next = self.identities.next().filter(|_| self.prefer_next);
+        let next = self.identities.next();
+        let next = next.filter(|_| self.preference.shows_next());
         let uses_next = next.is_some();
         let identity = next.unwrap_or_else(|| self.identities.current());
         let config = tls::for_session(identity, self.state.trust(), self.state.standing(), now);
@@ -302,8 +298,22 @@ impl Daemon {
                     self.state.handle_heard(now);
                 }
             }
-            uplink::Report::Closed(reason) => self.disconnect(&reason),
+            uplink::Report::Closed(reason) => {
+                // What the controller said last came before the end.
+                self.obey_session(now);
+                self.disconnect(&reason);
+            }
         }
+    }
+
+    /// Does what the session wants.
+    fn obey_session(&mut self, now: Now) -> bool {
+        let mut busy = false;
+        while let Some(output) = self.session().and_then(AgentSession::poll) {
+            self.obey(output, now);
+            busy = true;
+        }
+        busy
     }
 
     /// Opens a session on a fresh connection: the generation is on disk before it is used.
@@ -347,6 +357,10 @@ impl Daemon {
 
     /// Ends the connection and plans the next.
     pub(super) fn disconnect(&mut self, reason: &str) {
+        self.end_connection(Unwelcome::Cut, reason);
+    }
+
+    fn end_connection(&mut self, how: Unwelcome, reason: &str) {
         let now = self.clock.now();
         let Some(live) = self.live.take() else {
             return;
@@ -357,10 +371,10 @@ impl Daemon {
         self.state.handle_uplink_down(reason, now);
         self.note_uplink(Uplink::Down, now);
         self.renewal = None;
-        if live.uses_next && live.session.is_some() && !live.welcomed {
-            self.refusals_of_next += 1;
-            if self.refusals_of_next >= REFUSALS_MAX {
-                self.refusals_of_next = 0;
+        if live.session.is_some() && !live.welcomed {
+            let verdict = self.preference.handle_unwelcome(live.uses_next, how);
+            if verdict == Verdict::GiveUp {
+                tracing::warn!("the controller refuses the new certificate");
                 self.rotation.handle_refused(now.mono);
             }
         }
@@ -411,6 +425,7 @@ impl Daemon {
                 self.connect_at = self.backoff.handle_busy(wait, now.mono);
                 self.disconnect("the controller is busy");
             }
+            agent::Output::Dismissed(reason) => self.end_connection(Unwelcome::Refused, &reason),
             agent::Output::Closed(reason) => self.disconnect(&reason),
         }
     }
@@ -448,7 +463,6 @@ impl Daemon {
         self.state.handle_uplink_up(now);
         self.note_uplink(Uplink::Up, now);
         if uses_next {
-            self.refusals_of_next = 0;
             self.rotation.handle_accepted(now.mono);
         }
     }
@@ -493,112 +507,6 @@ impl Daemon {
                 self.disconnect("the controller asks to connect again");
             }
             message::Command::RotateKeys => self.bind(now),
-        }
-    }
-
-    fn rotate(&mut self, output: rotation::Output, now: Now) {
-        match output {
-            rotation::Output::Request => self.request_renewal(now),
-            rotation::Output::StoreNext => self.store_next(now),
-            rotation::Output::TryNext => {
-                self.prefer_next = true;
-                if self.live.as_ref().is_none_or(|live| !live.uses_next) {
-                    self.connect_at = now.mono;
-                    self.disconnect("connecting with the new certificate");
-                }
-            }
-            rotation::Output::Promote => {
-                self.prefer_next = false;
-                if let Err(failure) = self.identities.promote(&self.store) {
-                    tracing::error!(%failure, "the new certificate is in use but not in its place");
-                }
-                self.state.handle_identity_keys(self.identities.keys());
-            }
-            rotation::Output::DropNext => {
-                self.prefer_next = false;
-                if let Err(failure) = self.identities.drop_next(&self.store) {
-                    tracing::error!(%failure, "a refused certificate stays on disk");
-                }
-                self.state.handle_identity_keys(self.identities.keys());
-            }
-        }
-    }
-
-    fn request_renewal(&mut self, now: Now) {
-        let id = entropy::seed() >> 1;
-        let request = Keys::generate().and_then(|keys| {
-            let csr = keys.request()?;
-            Ok((keys, csr))
-        });
-        let sent = match request {
-            Ok((keys, csr)) => {
-                let introduction_key = keys.introduction_public();
-                self.renewal = Some(Renewal {
-                    id,
-                    keys,
-                    answer: None,
-                });
-                let request = Renew {
-                    id,
-                    csr,
-                    introduction_key,
-                };
-                matches!(self.session().map(|s| s.renew(request)), Some(Ok(())))
-            }
-            Err(failure) => {
-                tracing::error!(%failure, "no request for a new certificate");
-                false
-            }
-        };
-        if !sent {
-            self.renewal = None;
-            self.rotation.handle_refused(now.mono);
-        }
-    }
-
-    fn renewed(&mut self, new: Renewed, now: Now) {
-        let Some(renewal) = self.renewal.as_mut().filter(|r| r.id == new.id) else {
-            return;
-        };
-        let key = renewal.keys.identity.public();
-        let trust = self.state.trust();
-        let id = self.state.ticket().id;
-        let ticket = trust.verify_own_ticket(&new.ticket, &key, Some(id));
-        let leaf = new.chain.first().map_or(&[][..], Vec::as_slice);
-        let standing = self.state.standing();
-        let checked = check_leaf(leaf, trust, standing, Purpose::Device, now);
-        let problem = match (&ticket, &checked) {
-            (Err(refused), _) => Some(refused.to_string()),
-            (_, Err(refused)) => Some(refused.to_string()),
-            (Ok(_), Ok(leaf)) if leaf.key() != key => Some("another key".to_owned()),
-            (Ok(_), Ok(_)) => None,
-        };
-        if let Some(problem) = problem {
-            tracing::error!(problem, "the new certificate is refused");
-            self.renewal = None;
-            self.rotation.handle_refused(now.mono);
-            return;
-        }
-        renewal.answer = Some((new.chain, new.ticket));
-        self.rotation.handle_issued(now.mono);
-    }
-
-    fn store_next(&mut self, now: Now) {
-        let Some(renewal) = self.renewal.take() else {
-            self.rotation.handle_not_stored(now.mono);
-            return;
-        };
-        let (chain, ticket) = renewal.answer.unwrap_or_default();
-        let next = Identity::new(&renewal.keys, chain, ticket);
-        match self.identities.store_next(&self.store, next) {
-            Ok(()) => {
-                self.state.handle_identity_keys(self.identities.keys());
-                self.rotation.handle_stored(now.mono);
-            }
-            Err(failure) => {
-                tracing::error!(%failure, "the new certificate is not stored");
-                self.rotation.handle_not_stored(now.mono);
-            }
         }
     }
 

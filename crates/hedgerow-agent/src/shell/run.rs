@@ -24,6 +24,7 @@ use super::clock::Clock;
 use super::entropy;
 use super::identity::{Identities, Keys, not_enrolled};
 use super::local::{self, Request};
+use super::preference::Preference;
 use super::store::Store;
 use super::uplink::{self, Connection};
 use crate::config::Config;
@@ -108,8 +109,7 @@ pub(crate) struct Daemon {
     pub(super) local_address: Option<IpAddr>,
     pub(super) rotation: Rotation,
     pub(super) renewal: Option<Renewal>,
-    pub(super) prefer_next: bool,
-    pub(super) refusals_of_next: u32,
+    pub(super) preference: Preference,
     pub(super) spool_at: Mono,
     pub(super) floor_at: Mono,
     pub(super) alive_at: Mono,
@@ -307,8 +307,7 @@ impl Daemon {
             local_address: None,
             rotation,
             renewal: None,
-            prefer_next: false,
-            refusals_of_next: 0,
+            preference: Preference::default(),
             spool_at: Mono::NEVER,
             floor_at: now.mono + FLOOR_EVERY,
             alive_at: now.mono,

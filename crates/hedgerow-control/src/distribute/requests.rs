@@ -7,7 +7,7 @@ use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::statement::PeerQuery;
-use hedgerow_sync::message::{HandUp, Renew, Renewed, ResolvedPeer};
+use hedgerow_sync::message::{HandUp, LEFT, Renew, Renewed, ResolvedPeer};
 use tokio::sync::oneshot;
 
 use super::{Agent, End, Standing};
@@ -197,7 +197,7 @@ impl Agent {
                 "left of its own accord",
             )
             .await?;
-        self.session.bye("this device has left");
+        self.session.bye(LEFT);
         Ok(())
     }
 }

@@ -465,7 +465,7 @@ impl Uplink<'_> {
                 let bytes = found.map(|r| r.bytes.clone()).unwrap();
                 self.session.hand_up(HandUp { kind, bytes }).unwrap();
             }
-            Output::Closed(why) => self.closed = Some(why),
+            Output::Dismissed(why) | Output::Closed(why) => self.closed = Some(why),
             other @ (Output::Welcomed(_)
             | Output::Refused { .. }
             | Output::Beacon(_)

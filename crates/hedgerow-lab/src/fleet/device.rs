@@ -238,7 +238,7 @@ impl Device {
                         }
                     }
                     Output::Busy(wait) => return Ok(Some(wait)),
-                    Output::Closed(why) => bail!(why),
+                    Output::Dismissed(why) | Output::Closed(why) => bail!(why),
                     Output::Held(why) => bail!(why),
                     Output::Refused { reason, .. } => bail!(reason),
                     Output::HandUpWanted(_)

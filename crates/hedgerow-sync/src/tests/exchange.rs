@@ -455,6 +455,25 @@ fn an_urgent_message_overtakes_a_long_one() {
     assert_eq!(wire.seen, [controller::Output::Events { first: 1, events }]);
 }
 
+/// A refusal is what the controller says; whoever cuts the link can only make it silent.
+#[test]
+fn silence_before_the_welcome_is_not_a_refusal() {
+    let begin = || AgentSession::new(opening(Holdings::default(), 1), 1, Mono::ZERO);
+    let mut cut = begin();
+    cut.handle_timeout(Mono::ZERO + agent::WELCOME_WITHIN);
+    assert!(matches!(cut.poll(), Some(agent::Output::Closed(_))));
+
+    let mut refusing = ControllerSession::new(Mono::ZERO);
+    refusing.bye("revoked");
+    let mut refused = begin();
+    let frame = refusing.next_frame(Mono::ZERO).unwrap();
+    refused.handle_bytes(&frame, Mono::ZERO).unwrap();
+    let why = "revoked".to_owned();
+    assert_eq!(refused.poll(), Some(agent::Output::Dismissed(why)));
+    refused.handle_timeout(Mono::ZERO + agent::WELCOME_WITHIN);
+    assert_eq!(refused.poll(), None);
+}
+
 #[test]
 fn messages_out_of_order_end_the_session() {
     let frame = |m: &ToAgent| {
