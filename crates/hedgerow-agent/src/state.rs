@@ -18,6 +18,7 @@
 //! - Steps come out in the order in which they must be done.
 
 mod adopt;
+mod closed;
 mod kernel;
 mod peers;
 mod spool;
@@ -44,6 +45,7 @@ use hedgerow_policy::Facts;
 use hedgerow_sync::agent::Holdings;
 use hedgerow_sync::message::{Stage, Verified as VerifiedTable};
 
+pub(crate) use closed::closed_ruleset;
 pub(crate) use kernel::Reading;
 pub(crate) use kernel::Underlay as UnderlayTrial;
 pub(crate) use spool::{Spool, Urgency};
@@ -51,10 +53,13 @@ pub(crate) use spool::{Spool, Urgency};
 /// How long a WireGuard key is used before the next one; each interval is up to a tenth shorter.
 pub(crate) const KEY_LIFE: Duration = Duration::from_secs(24 * 3600);
 
+/// How soon the disk is tried again when it did not take what is in force.
+const STORE_AGAIN: Duration = Duration::from_secs(10);
+
 /// What the shell has to do, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Step {
-    /// Write the resources and the manifest chain to disk.
+    /// Write the resources and the manifest chain to disk, then call [`State::handle_stored`].
     Store,
     /// Load this table, then call [`State::handle_loaded`].
     Load(Box<Ruleset>),
@@ -175,6 +180,9 @@ pub(crate) struct State {
     held: Option<String>,
     bind_at: Mono,
     disk_failed: bool,
+    /// The last write of what is in force failed, and that was said.
+    store_failing: bool,
+    unstored: Unstored,
     clock_said: bool,
     /// Whether the table was made under a trusted clock.
     clock_trusted: bool,
@@ -186,6 +194,18 @@ enum Uplink {
     Unknown,
     Up(Mono),
     Down(Mono),
+}
+
+/// Whether what is in force is on disk too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Unstored {
+    /// It is.
+    #[default]
+    No,
+    /// The shell was told to write it.
+    UnderWay,
+    /// The disk did not take it; it is tried again then.
+    Until(Mono),
 }
 
 /// Why the stored state cannot be used; another start changes nothing.
@@ -239,6 +259,8 @@ impl State {
             held: None,
             bind_at: Mono::ZERO,
             disk_failed: false,
+            store_failing: false,
+            unstored: Unstored::default(),
             clock_said: false,
             clock_trusted: false,
         };
@@ -336,6 +358,36 @@ impl State {
         self.disk_failed = result.is_err();
     }
 
+    /// Writes what is in force to disk; no revision is called verified before it is there.
+    pub(super) fn store(&mut self) {
+        self.unstored = Unstored::UnderWay;
+        self.steps.push_back(Step::Store);
+    }
+
+    /// Notes whether what is in force is on disk. Until it is, a reboot would forget it, so no
+    /// revision counts as verified: nobody must believe in a revocation that a power cut undoes.
+    pub(crate) fn handle_stored(&mut self, result: Result<(), String>, now: Now) {
+        let was_failing = self.store_failing;
+        self.store_failing = result.is_err();
+        match result {
+            Ok(()) => {
+                self.unstored = Unstored::No;
+                self.settle(now);
+            }
+            Err(reason) => {
+                self.unstored = Unstored::Until(now.mono + STORE_AGAIN);
+                if !was_failing {
+                    let revision = self.revision.unwrap_or_default();
+                    self.event(
+                        Event::new(now.wall, EventKind::DiskFailed)
+                            .detail("reason", reason)
+                            .detail("revision", revision),
+                    );
+                }
+            }
+        }
+    }
+
     /// Notes where controllers called by name are.
     pub(crate) fn handle_addresses(&mut self, found: BTreeMap<String, Vec<SocketAddr>>, now: Now) {
         // A name that has no answer now keeps its last one: silence must not narrow the lifeline.
@@ -374,6 +426,9 @@ impl State {
             self.refresh(now);
             self.reconsider(now);
         }
+        if matches!(self.unstored, Unstored::Until(at) if now.mono >= at) {
+            self.store();
+        }
         self.kernel_timeout(now);
         self.mesh.handle_timeout(self.world.view(now));
         self.drain_mesh(now);
@@ -389,10 +444,14 @@ impl State {
         let bind = (self.bind_at, "new key");
         let mesh = self.mesh.deadline();
         let kernel = self.kernel.deadline(now);
+        let store = match self.unstored {
+            Unstored::Until(at) => (at, "write to disk again"),
+            Unstored::No | Unstored::UnderWay => (Mono::NEVER, ""),
+        };
         if self.clock_trusted != now.wall_is_trusted {
             return (now.mono, "the clock is judged otherwise");
         }
-        [bind, mesh, kernel]
+        [bind, mesh, kernel, store]
             .into_iter()
             .min_by_key(|(at, _)| *at)
             .unwrap_or(bind)
@@ -468,7 +527,7 @@ impl State {
 
     /// Returns whether the disk refused the last write.
     pub(crate) fn disk_failed(&self) -> bool {
-        self.disk_failed
+        self.disk_failed || self.store_failing
     }
 
     /// Returns the table last loaded, and whether the last reading found it whole.

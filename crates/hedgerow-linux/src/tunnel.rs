@@ -407,6 +407,14 @@ pub enum SendError {
     Stopped,
 }
 
+/// A command that was not taken, given back by [`TunnelHandle::offer`].
+pub struct Refused {
+    /// Why.
+    pub error: SendError,
+    /// The command.
+    pub command: Box<Command>,
+}
+
 /// The tunnel.
 pub struct Tunnel;
 
@@ -440,9 +448,24 @@ impl TunnelHandle {
     ///
     /// [`SendError`]; the command is dropped.
     pub fn send(&self, command: Command) -> Result<(), SendError> {
+        self.offer(command).map_err(|refused| refused.error)
+    }
+
+    /// Hands a command to the tunnel's thread without waiting, or gives it back.
+    ///
+    /// # Errors
+    ///
+    /// The command, and why it was not taken.
+    pub fn offer(&self, command: Command) -> Result<(), Refused> {
         self.commands.try_send(command).map_err(|e| match e {
-            TrySendError::Full(_) => SendError::Full,
-            TrySendError::Disconnected(_) => SendError::Stopped,
+            TrySendError::Full(command) => Refused {
+                error: SendError::Full,
+                command: Box::new(command),
+            },
+            TrySendError::Disconnected(command) => Refused {
+                error: SendError::Stopped,
+                command: Box::new(command),
+            },
         })?;
         run::wake(&self.wake);
         Ok(())

@@ -121,6 +121,8 @@ events! {
     32 TokenChanged "token_changed" Informational;
     /// An overlay prefix overlaps a local route.
     33 RouteOverlapped "route_overlapped" Medium;
+    /// A device's disk did not take what is in force: a reboot would forget it; details `reason`, `revision`.
+    34 DiskFailed "disk_failed" High;
 }
 
 impl fmt::Display for EventKind {

@@ -17,7 +17,9 @@ use hedgerow_sync::{AgentSession, Backoff};
 use tokio::sync::oneshot;
 
 use super::entropy;
+use super::leave::{Heard, Insistence};
 use super::local::Request;
+use super::orders::Told;
 use super::preference::{Unwelcome, Verdict};
 use super::run::{Daemon, End, Live};
 use super::uplink::{self, Connection};
@@ -25,6 +27,8 @@ use super::{offline, status, tls};
 use crate::failure::{Failure, chain};
 use crate::state::{Step, ToTunnel};
 
+/// How soon the tunnel is told again what it had no room for.
+const ORDERS_AGAIN: Duration = Duration::from_millis(5);
 /// How long a goodbye may take.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 /// Turns of the runtime in which the last answers leave the control socket.
@@ -66,7 +70,7 @@ impl Daemon {
     fn act(&mut self, step: Step) {
         let now = self.clock.now();
         match step {
-            Step::Store => self.store_resources(),
+            Step::Store => self.store_resources(now),
             Step::Load(ruleset) => {
                 let generation = ruleset.generation;
                 let result = self.table.load(&ruleset, now).map_err(|e| chain(&e));
@@ -137,23 +141,58 @@ impl Daemon {
             | ToTunnel::Release(..)
             | ToTunnel::Reject(_) => None,
         };
-        let Some(tunnel) = &self.tunnel else {
-            return;
-        };
         for command in [Some(command_for(order)), connect].into_iter().flatten() {
-            if let Err(error) = tunnel.send(command) {
-                tracing::error!(%error, "the tunnel took no command");
-            }
+            self.order(command);
         }
     }
 
-    fn store_resources(&mut self) {
+    fn order(&mut self, command: Command) {
+        let Some(tunnel) = &self.tunnel else {
+            return;
+        };
+        let told = self.orders.tell(command, |c| tunnel.offer(c));
+        self.heed(told);
+    }
+
+    /// Tells the tunnel what it had no room for.
+    pub(super) fn repeat_orders(&mut self, now: Now) {
+        self.orders_at = Mono::NEVER;
+        if let Some(tunnel) = &self.tunnel {
+            let told = self.orders.flush(|c| tunnel.offer(c));
+            self.heed(told);
+        }
+        if self.orders.is_waiting() {
+            self.orders_at = now.mono + ORDERS_AGAIN;
+        }
+    }
+
+    fn heed(&mut self, told: Told) {
+        match told {
+            // That the tunnel stopped is reported by itself, with its reason.
+            Told::Taken | Told::Stopped => {}
+            Told::Stuck => {
+                self.fatal = Some(Failure::environment(
+                    "the tunnel's thread takes no commands any more",
+                    "the service manager starts the agent again",
+                ));
+            }
+        }
+        if self.orders.is_waiting() && self.orders_at == Mono::NEVER {
+            self.orders_at = self.clock.now().mono + ORDERS_AGAIN;
+        }
+    }
+
+    fn store_resources(&mut self, now: Now) {
         let stored = self.state.stored();
         let chain = self.state.trust().export();
-        self.written("resources", |s| {
-            s.store.write_manifests(chain)?;
-            s.store.write_resources(stored)
-        });
+        let written = self.store.write_manifests(chain);
+        let written = written.and_then(|()| self.store.write_resources(stored));
+        if let Err(failure) = &written {
+            tracing::error!(%failure, "policy and revocations are in force, but not on disk");
+        }
+        let result = written.map_err(|failure| failure.to_string());
+        self.state.handle_disk(result.clone());
+        self.state.handle_stored(result, now);
     }
 
     fn acknowledge(&mut self, revision: hedgerow_model::id::Revision, stage: message::Stage) {
@@ -190,16 +229,13 @@ impl Daemon {
         {
             tracing::warn!("the overlay addresses changed; the tunnel begins anew");
             tunnel.shutdown();
+            self.orders.clear();
         }
-        if let Some(tunnel) = &self.tunnel {
-            let command = Command::SetIdentityKey {
+        if self.tunnel.is_some() {
+            self.order(Command::SetIdentityKey {
                 slot: Slot::Current,
                 secret: Some(secret),
-            };
-            if let Err(error) = tunnel.send(command) {
-                tracing::error!(%error, "the tunnel took no key");
-                return;
-            }
+            });
         } else if let Err(failure) = self.start_tunnel(secret, now) {
             self.fatal = Some(failure);
             return;
@@ -381,11 +417,8 @@ impl Daemon {
         if self.connect_at == Mono::NEVER {
             self.connect_at = self.backoff.handle_failure(now.mono);
         }
-        if let Some(reply) = self.leaving.take() {
-            self.end = Some(End::Off);
-            // Who asked may have gone; the device leaves all the same.
-            drop(reply.send(serde_json::json!({ "left": true })));
-        }
+        // An end that says nothing else says nothing about leaving.
+        self.conclude(Heard::Nothing(reason.to_owned()));
     }
 
     fn obey(&mut self, output: agent::Output, now: Now) {
@@ -425,7 +458,12 @@ impl Daemon {
                 self.connect_at = self.backoff.handle_busy(wait, now.mono);
                 self.disconnect("the controller is busy");
             }
-            agent::Output::Dismissed(reason) => self.end_connection(Unwelcome::Refused, &reason),
+            agent::Output::Dismissed(reason) => {
+                if reason == message::LEFT {
+                    self.conclude(Heard::Confirmed);
+                }
+                self.end_connection(Unwelcome::Refused, &reason);
+            }
             agent::Output::Closed(reason) => self.disconnect(&reason),
         }
     }
@@ -538,19 +576,15 @@ impl Daemon {
                     .event(Event::new(now.wall, EventKind::EnforcementDisabled));
                 serde_json::json!({ "off": true })
             }
-            Request::Leave { force } => match self.session().map(AgentSession::leave) {
-                Some(Ok(())) => {
-                    self.leaving = Some(reply);
-                    return;
-                }
-                _ if force => {
-                    self.end = Some(End::Off);
-                    serde_json::json!({ "left": true, "told_controller": false })
-                }
-                _ => serde_json::json!({
-                    "error": "the controller cannot be reached; use --force to leave without telling it"
-                }),
-            },
+            Request::Leave { force } => {
+                let insistence = match force {
+                    true => Insistence::InAnyCase,
+                    false => Insistence::OnlyIfConfirmed,
+                };
+                let now = self.clock.now();
+                self.leave(insistence, reply, now);
+                return;
+            }
         };
         // Who asked may have gone.
         drop(reply.send(answer));

@@ -19,6 +19,8 @@ const REQUEST_BYTES_MAX: u64 = 4096;
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 /// How long an answer may take; leaving asks the controller.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How soon accepting is tried again after it failed.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Connections served at once; a further one waits in the kernel.
 const CONNECTIONS_MAX: usize = 8;
 
@@ -60,9 +62,7 @@ pub(crate) fn serve(config: &Config, inputs: mpsc::Sender<Input>) -> Result<(), 
             let Ok(place) = places.clone().acquire_owned().await else {
                 return;
             };
-            let Ok((stream, _)) = listener.accept().await else {
-                continue;
-            };
+            let stream = accept(|| listener.accept()).await.0;
             let inputs = inputs.clone();
             tokio::spawn(async move {
                 let _place = place;
@@ -73,6 +73,23 @@ pub(crate) fn serve(config: &Config, inputs: mpsc::Sender<Input>) -> Result<(), 
         }
     });
     Ok(())
+}
+
+/// Accepts the next connection. A failure, as when no descriptors are left, is no reason to stop, and
+/// none to keep the processor busy: there is a pause before the next try.
+async fn accept<T, F: Future<Output = std::io::Result<T>>>(mut next: impl FnMut() -> F) -> T {
+    let mut is_said = false;
+    loop {
+        match next().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                if !std::mem::replace(&mut is_said, true) {
+                    tracing::warn!(%error, "the control socket accepts no connection");
+                }
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
 }
 
 async fn answer(stream: UnixStream, inputs: mpsc::Sender<Input>) -> std::io::Result<()> {
@@ -143,5 +160,31 @@ pub(crate) async fn ask(
     match value.get("error").and_then(serde_json::Value::as_str) {
         Some(error) => Err(Failure::environment(error, "see `hedgerow-agent status`")),
         None => Ok(Some(value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_out_of_descriptors_pauses_the_control_socket_and_does_not_end_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let clock = crate::shell::clock::Clock::start(None);
+        let began = clock.now().mono;
+        let mut tries = 0;
+        let accepted = runtime.block_on(accept(|| {
+            tries += 1;
+            std::future::ready(match tries {
+                1..=3 => Err(std::io::Error::from_raw_os_error(24)),
+                _ => Ok("a connection"),
+            })
+        }));
+        assert_eq!(accepted, "a connection");
+        let took = clock.now().mono.since(began);
+        assert!(took >= 3 * ACCEPT_AGAIN, "it never spins: {took:?}");
     }
 }

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use hedgerow_linux::link::{self, Link, LinkError};
-use hedgerow_linux::nft::Table;
-use hedgerow_linux::{hosts, tun};
+use hedgerow_linux::nft::{Found, NftError, Table};
+use hedgerow_linux::{hosts, process, tun};
+use hedgerow_model::Fault;
 use hedgerow_model::address::{OverlayAddresses, Prefix};
 use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::program::Mode;
 
 use super::clock::Clock;
 use super::identity::{Identities, fingerprint, not_enrolled};
@@ -15,18 +17,29 @@ use super::run::{self, kernel};
 use super::store::Store;
 use crate::config::Config;
 use crate::failure::{Failure, chain};
-use crate::state::Step;
+use crate::state::{Step, closed_ruleset};
 
 /// How long the kernel may take to show the tunnel's interface.
 const LINK_WITHIN: Duration = Duration::from_secs(2);
 
-/// Loads the table of the last program from disk alone, before networking.
+/// Loads the table of the last program from disk alone, before networking. Where the state directory
+/// does not say what that is, a closed table is loaded instead: damage must not open a device.
 ///
 /// # Errors
 ///
-/// When the device is not enrolled or the kernel refuses.
+/// When the device is not enrolled, the kernel refuses, or the state directory is unusable. In the
+/// last case a table is in force all the same, and the message says which.
 pub(crate) fn load(config: &Config) -> Result<String, Failure> {
-    let mut opened = run::open(config)?;
+    if let Some(missing) = process::missing().into_iter().next() {
+        return Err(run::missing(&missing));
+    }
+    let mut opened = match run::open_for_load(config) {
+        Ok(opened) => opened,
+        Err(failure) if failure.fault == Fault::Operator && !Store::is_enrolled(&config.state) => {
+            return Err(failure);
+        }
+        Err(failure) => return Err(close(config, &failure)),
+    };
     let now = opened.clock.now();
     opened.state.handle_start(now);
     let mut table = Table::open(None).map_err(|e| kernel(&e))?;
@@ -41,10 +54,41 @@ pub(crate) fn load(config: &Config) -> Result<String, Failure> {
         }
     }
     Err(Failure::new(
-        hedgerow_model::Fault::Bug,
+        Fault::Bug,
         "there was no table to load",
         "report this",
     ))
+}
+
+/// Puts a closed table into the kernel, unless one of ours is there already: that one was verified
+/// when it was loaded.
+fn close(config: &Config, failure: &Failure) -> Failure {
+    let closed = || -> Result<&'static str, NftError> {
+        let mut table = Table::open(None)?;
+        if table.found() != Found::Absent {
+            return Ok("the kernel's table stays in force");
+        }
+        let store = Store::peek(&config.state);
+        let mode = match store.trial().is_enforced {
+            true => Mode::Enforce,
+            false => Mode::Observe,
+        };
+        let mut local = run::local(config);
+        let enrollment = store.enrollment().ok().flatten();
+        local
+            .controllers
+            .extend(enrollment.into_iter().flat_map(|e| e.controllers));
+        table.load(&closed_ruleset(&local, mode), Clock::start(None).now())?;
+        Ok("a table is in force that closes the overlay")
+    };
+    match closed() {
+        Ok(done) => Failure::new(
+            failure.fault,
+            format!("{}; {done}", failure.message),
+            &failure.remedy,
+        ),
+        Err(error) => kernel(&error),
+    }
 }
 
 /// Takes everything of ours out of the kernel and the hosts file.
@@ -77,7 +121,7 @@ pub(crate) async fn leave(config: &Config, force: bool) -> Result<String, Failur
     let told = match local::ask(config, &Request::Leave { force }).await? {
         Some(answer) => {
             wait_end(config).await?;
-            answer.get("told_controller") != Some(&serde_json::Value::Bool(false))
+            answer.get("told_controller") == Some(&serde_json::Value::Bool(true))
         }
         None if force => false,
         None => {

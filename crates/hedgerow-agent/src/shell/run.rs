@@ -23,9 +23,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::clock::Clock;
 use super::entropy;
 use super::identity::{Identities, Keys, not_enrolled};
+use super::leave::{Heard, Leaving};
 use super::local::{self, Request};
+use super::orders::Orders;
 use super::preference::Preference;
-use super::store::Store;
+use super::store::{NotOpened, Store};
 use super::uplink::{self, Connection};
 use crate::config::Config;
 use crate::failure::{Failure, chain};
@@ -98,6 +100,8 @@ pub(crate) struct Daemon {
     pub(super) table: Table,
     pub(super) tunnel: Option<TunnelHandle>,
     pub(super) tunnel_addresses: Option<OverlayAddresses>,
+    pub(super) orders: Orders,
+    pub(super) orders_at: Mono,
     pub(super) reports: mpsc::Sender<tunnel::Report>,
     pub(super) notifier: Notifier,
     pub(super) live: Option<Live>,
@@ -118,7 +122,7 @@ pub(crate) struct Daemon {
     pub(super) end: Option<End>,
     pub(super) fatal: Option<Failure>,
     pub(super) last_uplink_error: Option<String>,
-    pub(super) leaving: Option<oneshot::Sender<serde_json::Value>>,
+    pub(super) leaving: Option<Leaving>,
 }
 
 /// Everything on disk that a state begins with.
@@ -136,7 +140,27 @@ pub(crate) struct Opened {
 ///
 /// When the device is not enrolled, or what is on disk does not hold together.
 pub(crate) fn open(config: &Config) -> Result<Opened, Failure> {
-    let store = Store::open(&config.state)?;
+    open_store(Store::open(&config.state)?, config)
+}
+
+/// As [`open`], also where nothing can be written: what is on disk says what to load.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(crate) fn open_for_load(config: &Config) -> Result<Opened, Failure> {
+    let store = match Store::open(&config.state) {
+        Ok(store) => store,
+        Err(NotOpened::Used(failure)) => return Err(failure),
+        Err(NotOpened::Disk(error)) => {
+            tracing::warn!(error = chain(&error), "the state directory takes no writes");
+            Store::peek(&config.state)
+        }
+    };
+    open_store(store, config)
+}
+
+fn open_store(store: Store, config: &Config) -> Result<Opened, Failure> {
     let clock = Clock::start(store.floor());
     let identities = Identities::read(&store)?;
     let enrollment = store.enrollment()?.ok_or_else(not_enrolled)?;
@@ -151,18 +175,9 @@ pub(crate) fn open(config: &Config) -> Result<Opened, Failure> {
     };
     let trust = Trust::from_chain(enrollment.genesis, &store.manifests()?)
         .map_err(|e| damaged(e.to_string()))?;
-    let mut controllers = config.controllers.clone();
-    controllers.extend(enrollment.controllers);
-    let local = Local {
-        tunnel: config.interface.clone(),
-        mesh_port: config.mesh_port,
-        management: config.management.clone(),
-        servers: servers(config),
-        controllers: controllers.clone(),
-        trial: config.trial,
-        verify_every: config.verify_every,
-        has_hosts_file: config.hosts_file.is_some(),
-    };
+    let mut local = local(config);
+    local.controllers.extend(enrollment.controllers);
+    let controllers = local.controllers.clone();
     let (mut state, complaints) = State::new(
         local,
         trust,
@@ -187,6 +202,25 @@ pub(crate) fn open(config: &Config) -> Result<Opened, Failure> {
     })
 }
 
+/// Returns what the configuration alone says of the device.
+pub(crate) fn local(config: &Config) -> Local {
+    Local {
+        tunnel: config.interface.clone(),
+        mesh_port: config.mesh_port,
+        management: config.management.clone(),
+        servers: servers(config),
+        controllers: config.controllers.clone(),
+        trial: config.trial,
+        verify_every: config.verify_every,
+        has_hosts_file: config.hosts_file.is_some(),
+    }
+}
+
+/// Says what this machine lacks.
+pub(crate) fn missing(missing: &process::Missing) -> Failure {
+    Failure::new(missing.fault(), missing, "see `hedgerow-agent check`")
+}
+
 /// Runs the agent until it is told to end.
 ///
 /// # Errors
@@ -194,11 +228,7 @@ pub(crate) fn open(config: &Config) -> Result<Opened, Failure> {
 /// One line with the remedy; the table that was in force stays in force.
 pub(crate) async fn run(config: Config) -> Result<End, Failure> {
     if let Some(missing) = process::missing().into_iter().next() {
-        return Err(Failure::new(
-            missing.fault(),
-            &missing,
-            "see `hedgerow-agent check`",
-        ));
+        return Err(self::missing(&missing));
     }
     let mut notifier = Notifier::from_environment();
     let opened = open(&config)?;
@@ -296,6 +326,8 @@ impl Daemon {
             table,
             tunnel: None,
             tunnel_addresses: None,
+            orders: Orders::default(),
+            orders_at: Mono::NEVER,
             reports,
             notifier,
             live: None,
@@ -438,6 +470,12 @@ impl Daemon {
                 None => Mono::NEVER,
             };
         }
+        if now.mono >= self.leave_until() {
+            self.conclude(Heard::Nothing("it does not answer".to_owned()));
+        }
+        if now.mono >= self.orders_at {
+            self.repeat_orders(now);
+        }
         if now.mono >= self.spool_at {
             self.write_spool();
         }
@@ -463,6 +501,8 @@ impl Daemon {
             self.rotation.deadline(),
             (connect, "connect"),
             (self.alive_at, "watchdog"),
+            (self.leave_until(), "the controller's word on leaving"),
+            (self.orders_at, "the tunnel's orders"),
             (self.spool_at, "spool"),
             (self.floor_at, "trusted time"),
             (self.names_at, "names"),

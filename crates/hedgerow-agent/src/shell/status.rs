@@ -115,6 +115,7 @@ fn mesh(daemon: &Daemon) -> Value {
         "interface": daemon.config.interface,
         "port": daemon.tunnel.as_ref().map(|t| t.port()),
         "remembered": mesh.remembered,
+        "datagrams_dropped": daemon.orders.dropped(),
         "refused": refused,
         "peers": peers(daemon),
         "tunnel": tunnel,

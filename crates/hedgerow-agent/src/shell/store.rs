@@ -55,6 +55,30 @@ struct ResourcesRecord {
     resources: Vec<Resource>,
 }
 
+/// Why the state directory was not taken.
+#[derive(Debug)]
+pub(crate) enum NotOpened {
+    /// Another agent uses it.
+    Used(Failure),
+    /// It takes no writes.
+    Disk(DiskError),
+}
+
+impl From<DiskError> for NotOpened {
+    fn from(error: DiskError) -> Self {
+        Self::Disk(error)
+    }
+}
+
+impl From<NotOpened> for Failure {
+    fn from(error: NotOpened) -> Self {
+        match error {
+            NotOpened::Used(failure) => failure,
+            NotOpened::Disk(error) => error.into(),
+        }
+    }
+}
+
 /// The state directory.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -68,20 +92,26 @@ impl Store {
     /// # Errors
     ///
     /// When it cannot be written, or another agent uses it.
-    pub(crate) fn open(dir: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, NotOpened> {
         for path in [dir, &dir.join("identity"), &dir.join("peers")] {
             disk::create_private_dir(path)?;
         }
         let lock = disk::lock_directory(dir)?.ok_or_else(|| {
-            Failure::environment(
+            NotOpened::Used(Failure::environment(
                 format!("another agent uses {}", dir.display()),
                 "stop it, or give this one its own paths.state",
-            )
+            ))
         })?;
         Ok(Self {
             dir: dir.to_owned(),
             _lock: Some(lock),
         })
+    }
+
+    /// Returns whether the directory holds anything that makes this device a member, damaged or not.
+    pub(crate) fn is_enrolled(dir: &Path) -> bool {
+        let held = |name: &str| fs::symlink_metadata(dir.join(name)).is_ok();
+        held("enrollment") || Slot::ALL.into_iter().any(|slot| held(&slot_name(slot)))
     }
 
     /// Looks at the directory without taking it; for commands beside a running agent.

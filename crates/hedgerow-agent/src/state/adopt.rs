@@ -92,7 +92,7 @@ impl State {
         let names_matter = candidate.names.is_some() || candidate.config.is_some();
         self.adopt(candidate, now);
         self.note(&update, now);
-        self.steps.push_back(Step::Store);
+        self.store();
         if names_matter || update.remove.contains(&ResourceKind::Names) {
             self.write_hosts();
         }

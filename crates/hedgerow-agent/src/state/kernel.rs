@@ -427,7 +427,8 @@ impl State {
     /// Gives the verdict on a revision once the kernel holds it, or at once when nothing changed.
     pub(super) fn settle(&mut self, now: Now) {
         let idle = self.kernel.in_flight.is_none() && !self.kernel.wanted && self.kernel.intact;
-        let Some(table_hash) = self.kernel.hash.filter(|_| idle) else {
+        let stored = self.unstored == super::Unstored::No;
+        let Some(table_hash) = self.kernel.hash.filter(|_| idle && stored) else {
             return;
         };
         let Some(pending) = self.kernel.pending.take() else {

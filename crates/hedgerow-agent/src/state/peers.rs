@@ -189,13 +189,28 @@ impl State {
                 .is_some_and(|p| p.is_installed),
         };
         let addresses = ticket.addresses;
-        self.peers.known.insert(device, peer);
+        if let Some(before) = self.peers.known.insert(device, peer) {
+            self.drop_addresses(before.addresses, addresses);
+        }
         match self.kernel.id_of(&profile) {
             Some(id) => {
                 let elements = addresses.iter().map(|a| (a, Some(id))).collect();
                 self.steps.push_back(Step::Elements(elements));
             }
             None => self.refresh(now),
+        }
+    }
+
+    /// An address that is not the peer's any more leads nowhere: it may soon be another's.
+    fn drop_addresses(&mut self, before: OverlayAddresses, now: OverlayAddresses) {
+        let gone: Vec<Overlay> = before.iter().filter(|a| !now.contains(*a)).collect();
+        if gone.is_empty() {
+            return;
+        }
+        let elements = gone.iter().map(|a| (*a, None)).collect();
+        self.steps.push_back(Step::Elements(elements));
+        for address in gone {
+            self.steps.push_back(Step::CutConnections(address));
         }
     }
 

@@ -134,6 +134,38 @@ fn a_table_the_kernel_refuses_is_tried_again_and_the_verdict_waits() {
     assert_eq!(machine.state.verified().unwrap().revision, rev(2));
 }
 
+/// A power cut after the acknowledgement must not undo what an operator saw confirmed.
+#[test]
+fn a_revocation_that_the_full_disk_did_not_take_is_in_force_but_never_called_verified() {
+    let (domain, mut a, b) = pair::introduced(POLICY);
+    a.disk_works = false;
+    let list = domain.revocations(8, &[Revoked::Device(b.id())]);
+    a.state
+        .handle_update(domain.update(8, Some(2), [list]), at(20));
+    let names = a.run(at(20));
+    assert!(is_in_order(&names, &["remove element", "remove peer"]));
+    assert!(!names.iter().any(|n| n.starts_with("acknowledge")));
+    assert_eq!(a.state.verified().unwrap().revision, rev(2));
+    assert!(a.state.disk_failed());
+    let disk_events = |a: &mut Machine| {
+        let failed = |k: &EventKind| *k == EventKind::DiskFailed;
+        a.events().into_iter().filter(failed).count()
+    };
+    assert_eq!(disk_events(&mut a), 1);
+
+    let again = a.state.deadline(at(20)).0;
+    assert!(again <= at(30).mono, "it is tried again");
+    a.state.handle_timeout(at(30));
+    assert!(a.run(at(30)).contains(&"store".to_owned()));
+    assert_eq!(disk_events(&mut a), 1, "said once");
+    a.disk_works = true;
+    a.state.handle_timeout(at(40));
+    let names = a.run(at(40));
+    assert!(is_in_order(&names, &["store", "acknowledge verified"]));
+    assert_eq!(a.state.verified().unwrap().revision, rev(8));
+    assert!(!a.state.disk_failed());
+}
+
 #[test]
 fn an_answer_to_an_older_load_is_ignored() {
     let domain = Domain::new();

@@ -64,7 +64,7 @@ fn a_generation_is_never_given_twice() {
 fn a_directory_has_one_agent() {
     let scratch = Scratch::new("lock");
     let _first = Store::open(&scratch.0).unwrap();
-    let second = Store::open(&scratch.0).unwrap_err();
+    let second: Failure = Store::open(&scratch.0).unwrap_err().into();
     assert!(second.message.contains("another agent"));
     assert_eq!(second.fault.exit_code(), 4);
 }

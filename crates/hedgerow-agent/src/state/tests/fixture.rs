@@ -1,6 +1,6 @@
 //! A trust domain that signs, and a machine whose kernel and tunnel are two lists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
@@ -299,7 +299,10 @@ pub(super) struct Machine {
     pub(super) asked: Vec<u64>,
     pub(super) tunnel_peers: Vec<DeviceId>,
     pub(super) released: Vec<Overlay>,
+    /// What the kernel has, as loads and single changes left it.
+    pub(super) elements: BTreeSet<Overlay>,
     pub(super) kernel_works: bool,
+    pub(super) disk_works: bool,
     trust: Trust,
     identity: SoftwareP256,
     introduction: [u8; 32],
@@ -335,7 +338,9 @@ impl Machine {
             asked: Vec::new(),
             tunnel_peers: Vec::new(),
             released: Vec::new(),
+            elements: BTreeSet::new(),
             kernel_works: true,
+            disk_works: true,
             trust: domain.trust(),
             identity,
             introduction,
@@ -377,6 +382,19 @@ impl Machine {
     pub(super) fn reborn(&self, stored: Stored) -> (State, Vec<String>) {
         let keys = vec![self.identity.public()];
         Self::make(self.trust.clone(), &self.ticket, keys, stored, self.seed)
+    }
+
+    /// Gives the device a ticket of the next epoch with another address.
+    pub(super) fn move_to(&mut self, domain: &Domain, host: u16) {
+        self.body.addresses = domain.address(host);
+        self.body.epoch += 1;
+        self.ticket = sign_ticket(&self.body, &domain.issuer).unwrap();
+        let version = Revision {
+            timeline: self.body.epoch,
+            number: self.body.not_after_secs,
+        };
+        let resource = Domain::resource(ResourceKind::Ticket, version, self.ticket.clone());
+        self.adopt(domain, 50, [resource]);
     }
 
     pub(super) fn id(&self) -> DeviceId {
@@ -421,9 +439,17 @@ impl Machine {
     fn act(&mut self, step: Step, now: Now) -> String {
         let table = Digest::of(b"table");
         match step {
-            Step::Store => "store".into(),
+            Step::Store => {
+                let result = match self.disk_works {
+                    true => Ok(()),
+                    false => Err("no space left on device".to_owned()),
+                };
+                self.state.handle_stored(result, now);
+                "store".into()
+            }
             Step::Load(ruleset) => {
                 let result = if self.kernel_works {
+                    self.elements = ruleset.peers.keys().copied().collect();
                     Ok(table)
                 } else {
                     Err("no memory".into())
@@ -432,6 +458,12 @@ impl Machine {
                 "load".into()
             }
             Step::Elements(list) => {
+                for (address, profile) in &list {
+                    match profile {
+                        Some(_) => self.elements.insert(*address),
+                        None => self.elements.remove(address),
+                    };
+                }
                 let removes = list.iter().all(|(_, p)| p.is_none());
                 self.state.handle_elements(&list, Ok(table), now);
                 if removes { "remove element" } else { "element" }.into()

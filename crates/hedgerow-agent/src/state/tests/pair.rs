@@ -121,6 +121,21 @@ fn without_a_controller_a_stranger_stays_unknown_and_the_packet_is_refused() {
     assert!(a.log.contains(&"reject".to_owned()), "{:?}", a.log);
 }
 
+/// The address may be another device's soon.
+#[test]
+fn a_peer_whose_addresses_changed_leaves_nothing_under_the_old_one() {
+    let (domain, mut a, mut b) = introduced(POLICY);
+    let old = Overlay(b.body.addresses.v6.into());
+    b.move_to(&domain, 900);
+    let new = Overlay(b.body.addresses.v6.into());
+    a.log.clear();
+    meet(&mut a, &mut b);
+    let peers = &a.state.table().0.unwrap().peers;
+    assert!(peers.contains_key(&new), "{:?}", a.log);
+    assert!(!a.elements.contains(&old), "{:?}", a.log);
+    assert!(a.elements.contains(&new));
+}
+
 #[test]
 fn garbage_on_the_mesh_port_changes_nothing() {
     let (_, mut a, _) = two(POLICY, ("role=sensor", "role=collector"));
