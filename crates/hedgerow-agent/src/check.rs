@@ -3,6 +3,7 @@
 mod clock;
 mod firewall;
 mod identity;
+mod lifeline;
 mod machine;
 mod state;
 mod uplink;
@@ -72,6 +73,7 @@ pub(crate) async fn all(config: &Config) -> Vec<Finding> {
     findings.extend(identity::check(config));
     findings.extend(clock::check(config));
     findings.extend(firewall::check(config));
+    findings.extend(lifeline::check(config).await);
     findings.extend(uplink::check(config).await);
     findings
 }

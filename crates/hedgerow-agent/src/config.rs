@@ -115,7 +115,7 @@ struct RawLifeline {
     controllers: Vec<String>,
     /// Prefixes that may always open TCP connections to this device.
     management: Vec<String>,
-    /// Name and time servers that this device may always ask.
+    /// Name and time servers that the agent may always ask.
     servers: Vec<IpAddr>,
     /// Where the system keeps its name servers. Default: `/etc/resolv.conf`.
     resolv_conf: PathBuf,

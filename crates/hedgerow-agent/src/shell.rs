@@ -6,6 +6,7 @@ pub(crate) mod enroll;
 pub(crate) mod entropy;
 pub(crate) mod identity;
 mod leave;
+pub(crate) mod lifeline;
 pub(crate) mod local;
 pub(crate) mod offline;
 mod orders;

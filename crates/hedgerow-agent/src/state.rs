@@ -38,7 +38,7 @@ use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::program::{DeviceState, Program};
 use hedgerow_model::resource::{Resource, ResourceKind};
-use hedgerow_model::ruleset::{Profile, ProfileId, Ruleset};
+use hedgerow_model::ruleset::{Askers, Profile, ProfileId, Ruleset};
 use hedgerow_model::statement::{Names, P256Public, PeerQuery, SiteConfig, Ticket, X25519Public};
 use hedgerow_model::{Mono, Now};
 use hedgerow_policy::Facts;
@@ -128,6 +128,8 @@ pub(crate) struct Local {
     pub(crate) management: Vec<Prefix>,
     /// Name and time servers.
     pub(crate) servers: Vec<IpAddr>,
+    /// Whose sockets may ask them.
+    pub(crate) askers: Askers,
     /// Controllers by the configuration file and by the enrollment.
     pub(crate) controllers: Vec<String>,
     /// How long an underlay enforcement is on trial.

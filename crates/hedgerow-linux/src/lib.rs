@@ -3,7 +3,7 @@
 //! ```text
 //!  Ruleset ──▶ nft ──▶ kernel table ──▶ verdict for every packet
 //!  commands ─▶ tunnel (WireGuard) ──▶ tun (inner packets) + udp (datagrams)
-//!  service, disk, hosts, link, conntrack, process: the machine around them
+//!  service, disk, hosts, link, cgroup, conntrack, process: the machine around them
 //! ```
 //!
 //! # Invariants
@@ -17,6 +17,7 @@
 //!
 //! Deciding which rules, peers or addresses are right (`hedgerow-policy`, `hedgerow-mesh`, the agent).
 
+pub mod cgroup;
 pub mod conntrack;
 pub mod disk;
 pub mod hosts;

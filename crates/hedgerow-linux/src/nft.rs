@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use hedgerow_model::address::Overlay;
 use hedgerow_model::id::Digest;
-use hedgerow_model::ruleset::{PEERS_MAX, ProfileId, Ruleset};
+use hedgerow_model::ruleset::{ControlGroup, PEERS_MAX, ProfileId, Ruleset};
 use hedgerow_model::{Mono, Now, Wall};
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
@@ -209,6 +209,28 @@ pub fn probe() -> Result<Ownership, NftError> {
         table.transact(&all, Ending::Abandon)?;
     }
     Ok(ownership)
+}
+
+/// Says whether this kernel tells packets apart by the control group of their socket.
+///
+/// # Errors
+///
+/// When the kernel could not be asked.
+pub fn knows_group(group: ControlGroup) -> Result<bool, NftError> {
+    let mut table = Table::connect(None)?;
+    let name = format!("hedgerow-probe-{}", std::process::id());
+    let rule = wire::Rule::of_table(&name, "probe");
+    let rule = matching::of_group(rule, group).then(&wire::Target::Accept);
+    let specimen = [
+        wire::table(&name, 0, ""),
+        wire::chain_of_table(&name, "probe", None),
+        rule.request(),
+    ];
+    match table.transact(&specimen, Ending::Abandon) {
+        Ok(()) => Ok(true),
+        Err(NftError::Refused { .. }) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// What becomes of a transaction that the kernel accepts.

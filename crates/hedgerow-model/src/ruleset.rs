@@ -116,6 +116,28 @@ pub struct UnderlayRule {
     pub until: Option<Wall>,
 }
 
+/// A control group (version 2) as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ControlGroup {
+    /// The kernel's number for it: the inode of its directory. A group that is removed and made
+    /// again has another.
+    pub id: u64,
+    /// How deep it lies below the root, which is 0; at least 1.
+    pub level: u8,
+}
+
+/// Whose sockets may use [`Lifeline::servers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Askers {
+    /// Nobody's: the agent does not run yet.
+    #[default]
+    Nobody,
+    /// Those of the agent's own control group, and of groups below it.
+    Group(ControlGroup),
+    /// Every program's: the agent cannot be told apart on this machine.
+    Anybody,
+}
+
 /// What stays possible whatever policy says, so that a device can be mended.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lifeline {
@@ -125,8 +147,10 @@ pub struct Lifeline {
     pub mesh_port: u16,
     /// Prefixes that may open TCP connections to this device for management.
     pub management: Vec<Prefix>,
-    /// Name and time servers the agent itself may ask (UDP and TCP 53, UDP 123).
+    /// Name and time servers (UDP and TCP 53, UDP 123).
     pub servers: Vec<std::net::IpAddr>,
+    /// Who may ask them.
+    pub askers: Askers,
 }
 
 /// Everything the kernel enforces on one device.

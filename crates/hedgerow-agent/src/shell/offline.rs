@@ -9,6 +9,7 @@ use hedgerow_model::Fault;
 use hedgerow_model::address::{OverlayAddresses, Prefix};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::program::Mode;
+use hedgerow_model::ruleset::Askers;
 
 use super::clock::Clock;
 use super::identity::{Identities, fingerprint, not_enrolled};
@@ -73,7 +74,7 @@ fn close(config: &Config, failure: &Failure) -> Failure {
             true => Mode::Enforce,
             false => Mode::Observe,
         };
-        let mut local = run::local(config);
+        let mut local = run::local(config, Askers::Nobody);
         let enrollment = store.enrollment().ok().flatten();
         local
             .controllers

@@ -12,10 +12,11 @@ use hedgerow_linux::nft::samples::{Sample, Samples};
 use hedgerow_linux::nft::{DESCRIPTOR_NAME, Found, Ownership, Table};
 use hedgerow_linux::service::Notifier;
 use hedgerow_linux::tunnel::TunnelHandle;
-use hedgerow_linux::{disk, nft, process, tunnel};
+use hedgerow_linux::{nft, process, tunnel};
 use hedgerow_mesh::Mesh;
 use hedgerow_model::address::OverlayAddresses;
 use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::ruleset::Askers;
 use hedgerow_model::{Mono, Now};
 use hedgerow_sync::{AgentSession, Backoff};
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +25,7 @@ use super::clock::Clock;
 use super::entropy;
 use super::identity::{Identities, Keys, not_enrolled};
 use super::leave::{Heard, Leaving};
+use super::lifeline;
 use super::local::{self, Request};
 use super::orders::Orders;
 use super::preference::Preference;
@@ -140,7 +142,7 @@ pub(crate) struct Opened {
 ///
 /// When the device is not enrolled, or what is on disk does not hold together.
 pub(crate) fn open(config: &Config) -> Result<Opened, Failure> {
-    open_store(Store::open(&config.state)?, config)
+    open_store(Store::open(&config.state)?, config, lifeline::askers())
 }
 
 /// As [`open`], also where nothing can be written: what is on disk says what to load.
@@ -157,10 +159,11 @@ pub(crate) fn open_for_load(config: &Config) -> Result<Opened, Failure> {
             Store::peek(&config.state)
         }
     };
-    open_store(store, config)
+    // The agent that will ask has no control group yet; it loads the table again when it has.
+    open_store(store, config, Askers::Nobody)
 }
 
-fn open_store(store: Store, config: &Config) -> Result<Opened, Failure> {
+fn open_store(store: Store, config: &Config, askers: Askers) -> Result<Opened, Failure> {
     let clock = Clock::start(store.floor());
     let identities = Identities::read(&store)?;
     let enrollment = store.enrollment()?.ok_or_else(not_enrolled)?;
@@ -175,7 +178,7 @@ fn open_store(store: Store, config: &Config) -> Result<Opened, Failure> {
     };
     let trust = Trust::from_chain(enrollment.genesis, &store.manifests()?)
         .map_err(|e| damaged(e.to_string()))?;
-    let mut local = local(config);
+    let mut local = local(config, askers);
     local.controllers.extend(enrollment.controllers);
     let controllers = local.controllers.clone();
     let (mut state, complaints) = State::new(
@@ -203,12 +206,13 @@ fn open_store(store: Store, config: &Config) -> Result<Opened, Failure> {
 }
 
 /// Returns what the configuration alone says of the device.
-pub(crate) fn local(config: &Config) -> Local {
+pub(crate) fn local(config: &Config, askers: Askers) -> Local {
     Local {
         tunnel: config.interface.clone(),
         mesh_port: config.mesh_port,
         management: config.management.clone(),
-        servers: servers(config),
+        servers: lifeline::servers(config),
+        askers,
         controllers: config.controllers.clone(),
         trial: config.trial,
         verify_every: config.verify_every,
@@ -646,23 +650,6 @@ async fn watch_samples(samples: Samples, inputs: mpsc::Sender<Input>) {
             }
         }
     }
-}
-
-/// Returns the name and time servers of the lifeline.
-fn servers(config: &Config) -> Vec<IpAddr> {
-    let mut servers = config.servers.clone();
-    let text = disk::read_bounded(&config.resolv_conf, 64 << 10);
-    let text = text.ok().flatten().unwrap_or_default();
-    for line in String::from_utf8_lossy(&text).lines() {
-        let address = line.strip_prefix("nameserver").map(str::trim);
-        if let Some(address) = address.and_then(|a| a.parse().ok()) {
-            servers.push(address);
-        }
-    }
-    servers.sort_unstable();
-    servers.dedup();
-    servers.truncate(32);
-    servers
 }
 
 /// Says what the kernel refused and what to do.

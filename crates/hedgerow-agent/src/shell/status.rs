@@ -11,6 +11,7 @@ use hedgerow_model::Wall;
 use serde_json::{Map, Value, json};
 
 use super::identity::Identity;
+use super::lifeline;
 use super::run::Daemon;
 
 /// How long the tunnel's thread may take to list its peers.
@@ -56,6 +57,7 @@ pub(super) fn of(daemon: &mut Daemon) -> Value {
             "table_hash": verified.map(|v| v.table_hash.to_string()),
         },
         "table": table(daemon),
+        "lifeline": lifeline::status(daemon.state.table().0),
         "mesh": mesh(daemon),
         "clock": { "state": clock, "seconds": now.wall.secs() },
         "events_waiting": daemon.state.spool().len(),
@@ -153,7 +155,7 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
 }
 
 /// What is not as it should be: where to look, the bad value, what it means.
-const WARNINGS: [(&str, bool, &str); 5] = [
+const WARNINGS: [(&str, bool, &str); 6] = [
     (
         "/uplink/connected",
         false,
@@ -168,6 +170,11 @@ const WARNINGS: [(&str, bool, &str); 5] = [
         "/table/intact",
         false,
         "the kernel's table was not as loaded at the last reading",
+    ),
+    (
+        "/lifeline/by_address",
+        true,
+        "the lifeline is by address: any program may ask the name and time servers",
     ),
     ("/certificate/expired", true, "the certificate has expired"),
     (

@@ -33,6 +33,7 @@ pub(crate) fn closed_ruleset(local: &Local, underlay: Mode) -> Ruleset {
             mesh_port: local.mesh_port,
             management: local.management.clone(),
             servers: local.servers.clone(),
+            askers: local.askers,
         },
         sample_seconds: 10,
     }

@@ -508,6 +508,7 @@ impl State {
                 mesh_port: inputs.mesh_port,
                 management: inputs.management,
                 servers: inputs.servers,
+                askers: self.local.askers,
             },
         }
     }

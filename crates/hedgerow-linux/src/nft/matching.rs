@@ -2,6 +2,7 @@
 
 use hedgerow_model::address::Prefix;
 use hedgerow_model::packet::Direction;
+use hedgerow_model::ruleset::ControlGroup;
 
 use super::wire::{
     Compare, Header, ICMP, ICMPV6, Meta, NFPROTO_IPV4, NFPROTO_IPV6, Rule, Shown, Track, register,
@@ -117,6 +118,15 @@ pub(super) fn of_part(rule: Rule, part: Part) -> Rule {
     rule.track(Track::Direction, register::FIRST).compare(
         Compare::Equal,
         &[part.number()],
+        register::FIRST,
+    )
+}
+
+/// Goes on when the packet's socket belongs to this control group or to one below it.
+pub(super) fn of_group(rule: Rule, group: ControlGroup) -> Rule {
+    rule.control_group(group.level, register::FIRST).compare(
+        Compare::Equal,
+        &group.id.to_ne_bytes(),
         register::FIRST,
     )
 }

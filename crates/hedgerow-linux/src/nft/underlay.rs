@@ -9,12 +9,12 @@ use hedgerow_model::Wall;
 use hedgerow_model::address::Prefix;
 use hedgerow_model::packet::Direction;
 use hedgerow_model::program::Mode;
-use hedgerow_model::ruleset::{Lifeline, Ruleset, UnderlayRule, UnderlayTarget};
+use hedgerow_model::ruleset::{Askers, Lifeline, Ruleset, UnderlayRule, UnderlayTarget};
 use hedgerow_model::service::{Ports, Protocol};
 
 use super::layout::Layout;
 use super::matching::{
-    FAMILIES, Family, IPV4, IPV6, Part, in_family, of_part, of_protocol, with_state,
+    FAMILIES, Family, IPV4, IPV6, Part, in_family, of_group, of_part, of_protocol, with_state,
 };
 use super::wire::{
     CT_RELATED, Carries, Compare, Element, Header, ICMP, ICMPV6, Mapped, Meta, Rule, Set, Shown,
@@ -115,7 +115,7 @@ impl Layout {
         }
         self.controllers(&lifeline.controllers);
         self.management(&lifeline.management);
-        self.servers(&lifeline.servers);
+        self.servers(lifeline);
     }
 
     /// Connections that this device opens to its controllers.
@@ -191,9 +191,15 @@ impl Layout {
         }
     }
 
-    /// Names and time.
-    fn servers(&mut self, list: &[IpAddr]) {
-        let prefixes: Vec<_> = list
+    /// Names and time: for the agent's own sockets, because a name server carries anything.
+    fn servers(&mut self, lifeline: &Lifeline) {
+        let group = match lifeline.askers {
+            Askers::Nobody => return,
+            Askers::Group(group) => Some(group),
+            Askers::Anybody => None,
+        };
+        let prefixes: Vec<_> = lifeline
+            .servers
             .iter()
             .filter_map(|a| Prefix::new(*a, if a.is_ipv4() { 32 } else { 128 }).ok())
             .collect();
@@ -211,6 +217,10 @@ impl Layout {
                             register::FIRST,
                         )
                         .in_set(&format!("servers{}", family.digit), register::FIRST);
+                    let rule = match group {
+                        Some(group) => of_group(rule, group),
+                        None => rule,
+                    };
                     self.rule(rule.then(&Target::Accept).comment("servers"));
                 }
             }

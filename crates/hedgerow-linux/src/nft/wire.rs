@@ -158,8 +158,13 @@ pub(super) enum Hook {
 
 /// A chain; with a hook it is a base chain that accepts what falls through.
 pub(super) fn chain(name: &str, hook: Option<(Hook, u32)>) -> Request {
+    chain_of_table(TABLE, name, hook)
+}
+
+/// A chain of another table than ours.
+pub(super) fn chain_of_table(table: &str, name: &str, hook: Option<(Hook, u32)>) -> Request {
     request(message::NEW_CHAIN, CREATE).attributes(|a| {
-        a.text(1, TABLE).text(3, name);
+        a.text(1, table).text(3, name);
         if let Some((hook, priority)) = hook {
             a.nested(4, |a| {
                 a.be32(1, hook as u32).be32(2, priority);
@@ -342,6 +347,7 @@ pub(super) enum Compare {
 /// One rule under construction: expressions run left to right until one does not match.
 #[derive(Debug)]
 pub(super) struct Rule {
+    table: String,
     chain: String,
     comment: String,
     list: Attributes,
@@ -349,7 +355,13 @@ pub(super) struct Rule {
 
 impl Rule {
     pub(super) fn new(chain: impl Into<String>) -> Self {
+        Self::of_table(TABLE, chain)
+    }
+
+    /// Begins a rule of another table than ours.
+    pub(super) fn of_table(table: &str, chain: impl Into<String>) -> Self {
         Self {
+            table: table.to_owned(),
             chain: chain.into(),
             comment: String::new(),
             list: Attributes::default(),
@@ -363,12 +375,13 @@ impl Rule {
 
     pub(super) fn request(self) -> Request {
         let Self {
+            table,
             chain,
             comment,
             list,
         } = self;
         request(message::NEW_RULE, CREATE | APPEND).attributes(|a| {
-            a.text(1, TABLE).text(2, &chain);
+            a.text(1, &table).text(2, &chain);
             a.nested(4, |a| a.append(list));
             if !comment.is_empty() {
                 a.bytes(7, &user_text(&comment));
@@ -392,6 +405,15 @@ impl Rule {
     pub(super) fn track(self, key: Track, to: u32) -> Self {
         self.expression("ct", |a| {
             a.be32(2, key as u32).be32(1, to);
+        })
+    }
+
+    /// Reads which group, at this depth, the packet's socket belongs to: its number, eight bytes in
+    /// the machine's order. Does not go on when there is no socket.
+    pub(super) fn control_group(self, level: u8, to: u32) -> Self {
+        self.expression("socket", |a| {
+            const CONTROL_GROUP: u32 = 3;
+            a.be32(1, CONTROL_GROUP).be32(2, to).be32(3, level.into());
         })
     }
 

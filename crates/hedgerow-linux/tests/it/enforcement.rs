@@ -8,7 +8,7 @@ use hedgerow_linux::nft::samples::Samples;
 use hedgerow_model::address::Overlay;
 use hedgerow_model::packet::Direction;
 use hedgerow_model::program::Mode;
-use hedgerow_model::ruleset::{Entry, ProfileId, UnderlayRule, UnderlayTarget, Verdict};
+use hedgerow_model::ruleset::{Askers, Entry, ProfileId, UnderlayRule, UnderlayTarget, Verdict};
 use hedgerow_model::service::{Ports, Protocol};
 
 use crate::fixture::{
@@ -455,6 +455,7 @@ fn an_enforced_underlay_keeps_the_lifeline_and_refuses_the_rest() {
     rules.lifeline.controllers = vec![socket(far, 7443), socket(far6, 7443)];
     rules.lifeline.management = vec!["192.0.2.0/24".parse().unwrap()];
     rules.lifeline.servers = vec![far];
+    rules.lifeline.askers = Askers::Anybody;
     let mut table = load(&lab, &rules);
     let inward = |from, to, port| tcp(&lab.peers, from, socket(to, port));
     let outward = |from, to, port| tcp(&lab.device, from, socket(to, port));

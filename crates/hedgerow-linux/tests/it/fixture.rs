@@ -103,12 +103,17 @@ pub(crate) enum Outcome {
 
 /// Connects from `source` inside `from` to `target`, and tries to exchange bytes.
 pub(crate) fn tcp(from: &Namespace, source: IpAddr, target: SocketAddr) -> Outcome {
-    from.run(|| match connect(source, target) {
+    from.run(|| tcp_here(source, target))
+}
+
+/// As [`tcp`], where the calling thread is.
+pub(crate) fn tcp_here(source: IpAddr, target: SocketAddr) -> Outcome {
+    match connect(source, target) {
         Ok(stream) if exchange(&stream) => Outcome::Answered,
         Ok(_) => Outcome::Silent,
         Err(e) if is_timeout(&e) => Outcome::Silent,
         Err(_) => Outcome::Rejected,
-    })
+    }
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {
@@ -154,20 +159,23 @@ pub(crate) fn exchange(mut stream: &TcpStream) -> bool {
 }
 
 pub(crate) fn udp(from: &Namespace, source: IpAddr, target: SocketAddr) -> Outcome {
-    from.run(|| {
-        let socket = UdpSocket::bind((source, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut back = [0; 16];
-        let result = socket
-            .connect(target)
-            .and_then(|()| socket.send(b"hello"))
-            .and_then(|_| socket.recv(&mut back));
-        match result {
-            Ok(_) => Outcome::Answered,
-            Err(e) if is_timeout(&e) => Outcome::Silent,
-            Err(_) => Outcome::Rejected,
-        }
-    })
+    from.run(|| udp_here(source, target))
+}
+
+/// As [`udp`], where the calling thread is.
+pub(crate) fn udp_here(source: IpAddr, target: SocketAddr) -> Outcome {
+    let socket = UdpSocket::bind((source, 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut back = [0; 16];
+    let result = socket
+        .connect(target)
+        .and_then(|()| socket.send(b"hello"))
+        .and_then(|_| socket.recv(&mut back));
+    match result {
+        Ok(_) => Outcome::Answered,
+        Err(e) if is_timeout(&e) => Outcome::Silent,
+        Err(_) => Outcome::Rejected,
+    }
 }
 
 /// Sends one echo request from a chosen source.

@@ -15,6 +15,7 @@ mod coexistence;
 mod enforcement;
 mod fixture;
 mod foreign;
+mod lifeline;
 mod limits;
 mod machine;
 mod namespace;

@@ -103,14 +103,25 @@ impl Namespace {
     }
 
     /// Starts this test program again inside, to run one test as a process of its own.
+    pub(crate) fn spawn_test(&self, test: &str, variable: &str) -> Child {
+        self.spawn_test_in(None, test, variable)
+    }
+
+    /// As [`Self::spawn_test`], in a control group from its first moment on.
     #[expect(
         clippy::disallowed_methods,
         reason = "a process that can be killed is the point"
     )]
-    pub(crate) fn spawn_test(&self, test: &str, variable: &str) -> Child {
+    pub(crate) fn spawn_test_in(&self, group: Option<&Path>, test: &str, variable: &str) -> Child {
         let name = self.name.clone();
+        let enter = match group {
+            Some(group) => format!("echo $$ > {}/cgroup.procs && ", group.display()),
+            None => String::new(),
+        };
         self.run(|| {
-            Command::new(std::env::current_exe().unwrap())
+            Command::new("sh")
+                .args(["-c", &format!("{enter}exec \"$@\""), "sh"])
+                .arg(std::env::current_exe().unwrap())
                 .args(["--exact", test, "--nocapture"])
                 .env(variable, name)
                 .stdin(Stdio::piped())

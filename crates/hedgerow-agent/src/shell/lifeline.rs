@@ -1,0 +1,78 @@
+//! What this machine adds to the lifeline: its name and time servers, and who may ask them.
+
+use std::net::IpAddr;
+
+use hedgerow_linux::{cgroup, disk};
+use hedgerow_model::program::Mode;
+use hedgerow_model::ruleset::{Askers, Ruleset};
+use serde_json::{Value, json};
+
+use crate::config::Config;
+
+/// Most name and time servers; further ones are left out.
+const SERVERS_MAX: usize = 32;
+/// Longest list of name servers that is read, in bytes.
+const RESOLV_CONF_BYTES_MAX: usize = 64 << 10;
+
+/// Returns the name and time servers of the lifeline.
+pub(crate) fn servers(config: &Config) -> Vec<IpAddr> {
+    let mut servers = config.servers.clone();
+    servers.extend(name_servers(config));
+    servers.sort_unstable();
+    servers.dedup();
+    servers.truncate(SERVERS_MAX);
+    servers
+}
+
+/// Returns the name servers that programs of this machine ask.
+pub(crate) fn name_servers(config: &Config) -> Vec<IpAddr> {
+    let text = disk::read_bounded(&config.resolv_conf, RESOLV_CONF_BYTES_MAX);
+    let text = text.ok().flatten().unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let addresses = text.lines().filter_map(|line| {
+        let address = line.strip_prefix("nameserver").map(str::trim);
+        address?.parse().ok()
+    });
+    addresses.collect()
+}
+
+/// Returns whose sockets may ask them: ours, by the control group that the service manager gave us.
+pub(crate) fn askers() -> Askers {
+    match cgroup::own() {
+        Ok(group) => Askers::Group(group),
+        Err(reason) => {
+            tracing::warn!(
+                %reason,
+                "the lifeline is by address: where the underlay is enforced, any program may ask \
+                 the name and time servers"
+            );
+            Askers::Anybody
+        }
+    }
+}
+
+/// Says what is kept open by the table in force, for `status` and `check`.
+pub(super) fn status(table: Option<&Ruleset>) -> Value {
+    let Some(table) = table else {
+        return Value::Null;
+    };
+    let lifeline = &table.lifeline;
+    let askers = match lifeline.askers {
+        Askers::Nobody => "nobody",
+        Askers::Group(_) => "agent",
+        Askers::Anybody => "anybody",
+    };
+    let reason = match lifeline.askers {
+        Askers::Anybody => cgroup::own().err().map(|reason| reason.to_string()),
+        Askers::Nobody | Askers::Group(_) => None,
+    };
+    let in_force = table.underlay_mode == Mode::Enforce;
+    json!({
+        "servers": lifeline.servers,
+        "askers": askers,
+        "askers_reason": reason,
+        "by_address": in_force && lifeline.askers == Askers::Anybody,
+        "management": lifeline.management.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "controllers": lifeline.controllers,
+    })
+}
