@@ -23,6 +23,7 @@ pub mod base32;
 pub mod event;
 pub mod fault;
 pub mod id;
+pub mod internet;
 pub mod machine;
 pub mod packet;
 pub mod program;

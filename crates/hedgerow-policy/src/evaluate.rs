@@ -462,9 +462,9 @@ impl Judge<'_> {
             (Endpoint::Prefixes(prefixes), Party::Address(address)) => {
                 prefixes.iter().any(|p| p.contains(address))
             }
-            (Endpoint::Internet, Party::Address(address)) => {
-                !crate::internet::local_prefixes().any(|p| p.contains(address))
-            }
+            (Endpoint::Internet, Party::Address(address)) => !crate::internet::local_prefixes()
+                .iter()
+                .any(|p| p.contains(address)),
             (Endpoint::Controller, Party::Controller) => true,
             _ => false,
         }

@@ -528,6 +528,8 @@ impl Space {
             .filter_map(|c| host(c.ip()))
             .collect();
         let local: Vec<Prefix> = crate::internet::local_prefixes()
+            .iter()
+            .copied()
             .chain(pools.iter().copied())
             .collect();
         let mut prefixes: Vec<Prefix> = crate::internet::whole().collect();

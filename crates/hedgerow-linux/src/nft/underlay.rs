@@ -5,12 +5,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use hedgerow_model::Wall;
 use hedgerow_model::address::Prefix;
 use hedgerow_model::packet::Direction;
 use hedgerow_model::program::Mode;
 use hedgerow_model::ruleset::{Askers, Lifeline, Ruleset, UnderlayRule, UnderlayTarget};
 use hedgerow_model::service::{Ports, Protocol};
+use hedgerow_model::{Wall, internet};
 
 use super::layout::Layout;
 use super::matching::{
@@ -20,25 +20,6 @@ use super::wire::{
     CT_RELATED, Carries, Compare, Element, Header, ICMP, ICMPV6, Mapped, Meta, Rule, Set, Shown,
     TCP, Target, UDP, register,
 };
-
-/// What `internet` is not: private, link-local, loopback, multicast and reserved ranges.
-const LOCAL: [&str; 15] = [
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/3",
-    "::/127",
-    "100::/64",
-    "fc00::/7",
-    "fe80::/10",
-    "ff00::/8",
-];
 
 const BOTH: [Direction; 2] = [Direction::In, Direction::Out];
 
@@ -70,8 +51,8 @@ impl Layout {
             self.lifeline(&ruleset.lifeline);
         }
         if rules.iter().any(|r| r.target == UnderlayTarget::Internet) {
-            let local = LOCAL.iter().filter_map(|p| p.parse().ok());
-            let all: Vec<Prefix> = local.chain(ruleset.pools.iter().copied()).collect();
+            let local = internet::local_prefixes().iter();
+            let all: Vec<Prefix> = local.chain(&ruleset.pools).copied().collect();
             self.prefix_sets("local", &all);
         }
         for (index, rule) in rules.into_iter().enumerate() {
@@ -103,19 +84,35 @@ impl Layout {
                 let rule = of_port(of_protocol(Rule::new(chain), UDP), own_port, client);
                 self.rule(accept(of_port(rule, far, server)).comment("dhcp"));
             }
-            for protocol in [ICMP, ICMPV6] {
-                let rule = of_protocol(with_state(Rule::new(chain), CT_RELATED), protocol);
-                self.rule(accept(rule).comment("errors about flows that are tracked"));
-            }
-            // Listener queries and reports; router and neighbour discovery with redirects.
-            for (first, last) in [(130, 137), (143, 143)] {
-                let rule = of_protocol(Rule::new(chain), ICMPV6);
-                self.rule(accept(of_type(rule, first, last)).comment("neighbours"));
-            }
+            self.control_messages(way);
         }
         self.controllers(&lifeline.controllers);
         self.management(&lifeline.management);
         self.servers(lifeline);
+    }
+
+    /// Errors about flows that are tracked, never a redirect: who sends one moves the path of what
+    /// the lifeline protects. Of neighbour discovery (RFC 4861) and listener discovery (RFC 3810)
+    /// what a host needs: it asks for routers and hears them, answers queries and asks none.
+    fn control_messages(&mut self, way: Direction) {
+        // Unreachable; time exceeded and parameter problem. In IPv6 with packet too big.
+        for (protocol, first, last) in [(ICMP, 3, 3), (ICMP, 11, 12), (ICMPV6, 1, 4)] {
+            let rule = of_protocol(with_state(Rule::new(chain_of(way)), CT_RELATED), protocol);
+            let rule = of_type(rule, first, last).then(&Target::Accept);
+            self.rule(rule.comment("errors about flows that are tracked"));
+        }
+        const NEIGHBOURS: (u8, u8) = (135, 136);
+        let needed = match way {
+            // Listener query; router advertisement.
+            Direction::In => [(130, 130), (134, 134), NEIGHBOURS].as_slice(),
+            // Listener report and done, report of version 2; router solicitation.
+            Direction::Out => [(131, 133), (143, 143), NEIGHBOURS].as_slice(),
+        };
+        for (first, last) in needed {
+            let rule = of_protocol(Rule::new(chain_of(way)), ICMPV6);
+            let rule = of_type(rule, *first, *last).then(&Target::Accept);
+            self.rule(rule.comment("neighbours"));
+        }
     }
 
     /// Connections that this device opens to its controllers.

@@ -90,6 +90,18 @@ pub(crate) fn load(lab: &Lab, ruleset: &Ruleset) -> Table {
     table
 }
 
+/// Waits until something holds; says whether it did within what a loaded machine may take.
+pub(crate) fn soon(mut holds: impl FnMut() -> bool) -> bool {
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
+        if holds() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
 /// What came of trying to reach a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {

@@ -1,16 +1,18 @@
 //! Who may use the lifeline of an enforced underlay, by the control group of the asking process.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hedgerow_linux::cgroup;
-use hedgerow_linux::nft::knows_group;
+use hedgerow_linux::nft::{Table, knows_group};
 use hedgerow_model::program::Mode;
 use hedgerow_model::ruleset::{Askers, ControlGroup, Ruleset};
 
-use crate::fixture::{load, ruleset, serve, tcp_here, udp_here};
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
+
+use crate::fixture::{Outcome, connect, exchange, load, ruleset, serve, tcp_here, udp, udp_here};
 use crate::namespace::Lab;
 
 const CHILD: &str = "HEDGEROW_TEST_ASKING_CHILD";
@@ -197,4 +199,106 @@ fn this_kernel_matches_control_groups_and_asking_leaves_nothing() {
     let group = ControlGroup { id: 7, level: 1 };
     assert!(lab.device.run(|| knows_group(group)).unwrap());
     assert_eq!(lab.device.nft_ok(&["list", "tables"]), "");
+}
+
+/// The checksum of the internet (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let pairs = bytes.chunks(2).map(|pair| match pair {
+        [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
+        [high] => u32::from(*high) << 8,
+        _ => 0,
+    });
+    let sum = pairs.sum::<u32>();
+    let sum = (sum >> 16) + (sum & 0xffff);
+    (!u16::try_from((sum >> 16) + (sum & 0xffff)).unwrap()).to_be_bytes()
+}
+
+/// A control message of the far end about a TCP connection that the device opened.
+struct Message<'a> {
+    kind: u8,
+    about: &'a TcpStream,
+}
+
+impl Message<'_> {
+    /// Returns the message; of IPv6, the kernel writes the checksum.
+    fn bytes(&self) -> Vec<u8> {
+        let (near, far) = (
+            self.about.local_addr().unwrap(),
+            self.about.peer_addr().unwrap(),
+        );
+        let mut out = vec![self.kind, 0, 0, 0, 0, 0, 0, 0];
+        match (near.ip(), far.ip()) {
+            (IpAddr::V4(near), IpAddr::V4(far)) => {
+                out.extend([0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+                out.extend([near.octets(), far.octets()].concat());
+            }
+            (IpAddr::V6(near), IpAddr::V6(far)) => {
+                // A redirect names a router and a destination before the packet it is about.
+                if self.kind == 137 {
+                    out.extend([far.octets(), far.octets()].concat());
+                }
+                out.extend([0x60, 0, 0, 0, 0, 40, 6, 64]);
+                out.extend([near.octets(), far.octets()].concat());
+            }
+            _ => panic!("one family"),
+        }
+        out.extend([near.port().to_be_bytes(), far.port().to_be_bytes()].concat());
+        out.extend([0; 16]);
+        if near.is_ipv4() {
+            let sum = checksum(&out);
+            out[2..4].copy_from_slice(&sum);
+        }
+        out
+    }
+}
+
+fn send_raw(from: IpAddr, to: IpAddr, bytes: &[u8]) {
+    let (family, protocol) = match from.is_ipv4() {
+        true => (AddressFamily::INET, ipproto::ICMP),
+        false => (AddressFamily::INET6, ipproto::ICMPV6),
+    };
+    let socket = rustix::net::socket(family, SocketType::RAW, Some(protocol)).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+    let to = SocketAddr::new(to, 0);
+    rustix::net::sendto(&socket, bytes, SendFlags::empty(), &to).unwrap();
+}
+
+#[test]
+fn control_messages_that_move_a_path_or_probe_do_not_pass_the_lifeline() {
+    let lab = Lab::new();
+    let mut rules = enforced(Askers::Nobody);
+    for (near, far) in far() {
+        serve(&lab.peers, far, &[7443]);
+        serve(&lab.device, near, &[7117]);
+        rules.lifeline.controllers.push(SocketAddr::new(far, 7443));
+    }
+    let mut table = load(&lab, &rules);
+    let redirect = [5, 137];
+    // Echo, timestamp, mask, quench, router discovery; of IPv6 what only hosts and routers send.
+    let others: [&[u8]; 2] = [&[4, 8, 9, 10, 13, 17], &[128, 131, 133, 143]];
+    let needed: [&[u8]; 2] = [&[3, 11, 12], &[1, 2, 3, 4, 130, 134, 135, 136]];
+    for (index, (near, far)) in far().into_iter().enumerate() {
+        let target = SocketAddr::new(far, 7443);
+        let session = lab.device.run(|| connect(near, target).unwrap());
+        assert!(exchange(&session));
+        let mut refused = |kind| {
+            let about = &session;
+            let count = |table: &mut Table| table.counters().unwrap()["underlay_default"].packets;
+            let before = count(&mut table);
+            let bytes = Message { kind, about }.bytes();
+            lab.peers.run(|| send_raw(far, near, &bytes));
+            // What came before it on the link has been judged when its answer is back.
+            let mesh = udp(&lab.peers, far, SocketAddr::new(near, 7117));
+            assert_eq!(mesh, Outcome::Answered);
+            count(&mut table) > before
+        };
+        assert!(refused(redirect[index]), "a redirect from {far}");
+        for kind in others[index] {
+            assert!(refused(*kind), "type {kind} from {far}");
+        }
+        for kind in needed[index] {
+            assert!(!refused(*kind), "type {kind} from {far}");
+        }
+        assert!(exchange(&session), "the controller's session");
+    }
 }
