@@ -52,10 +52,19 @@ pub(crate) const TEST: &[(&str, &str)] = &[
     ("wireguard-tools", "its configuration"),
     ("iperf3", "traffic"),
     ("netcat-openbsd", "traffic"),
+    ("ufw", "a firewall to live beside"),
+    ("firewalld", "the same"),
+    ("iptables", "the same, as Docker uses it"),
+    ("dbus-daemon", "firewalld's way to be spoken to"),
 ];
 
 /// Services of these packages would start by themselves; on this machine they are only programs.
-const SERVICES: &[(&str, &str)] = &[("mosquitto", "mosquitto"), ("openssh-server", "ssh")];
+const SERVICES: &[(&str, &str)] = &[
+    ("mosquitto", "mosquitto"),
+    ("openssh-server", "ssh"),
+    ("ufw", "ufw"),
+    ("firewalld", "firewalld"),
+];
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Installs what is missing of `packages`, and of [`DEMO`].

@@ -71,7 +71,8 @@ table inet hedgerow-like {
 }
 "#;
 
-fn foreign(lab: &Lab) -> String {
+/// Returns every table but ours, as `nft` prints it without counters.
+pub(crate) fn foreign(lab: &Lab) -> String {
     let mut tables = lab.device.nft_ok(&["-s", "list", "tables"]);
     tables =
         tables

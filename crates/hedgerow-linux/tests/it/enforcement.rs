@@ -550,29 +550,6 @@ fn underlay_rules_decide_in_their_order_and_windows_close_by_the_kernels_clock()
     let out = |from, to| tcp(&lab.device, from, socket(to, 80));
     assert_eq!(out(near6, far6), Outcome::Rejected, "not the internet");
     assert_eq!(out(near, far), Outcome::Answered, "outside private ranges");
-    for (address, leads) in [
-        ("64:ff9b::192.168.0.1", false),
-        ("64:ff9b::10.0.0.1", false),
-        ("64:ff9b::203.0.113.1", true),
-        ("2002:c0a8:1::1", false),
-    ] {
-        let address: IpAddr = address.parse().unwrap();
-        lab.peers
-            .ip(&format!("addr add {address}/128 dev under0 nodad"));
-        lab.device
-            .ip(&format!("route add {address}/128 dev under0"));
-        serve(&lab.peers, address, &[80]);
-        let expected = if leads {
-            Outcome::Answered
-        } else {
-            Outcome::Rejected
-        };
-        assert_eq!(
-            out(near6, address),
-            expected,
-            "{address} through a translator"
-        );
-    }
     assert!(table.counters().unwrap()["deny.no-web"].packets > 0);
     assert!(table.verify(at(1).mono).unwrap().is_intact());
     rules.underlay_mode = Mode::Observe;
@@ -584,4 +561,111 @@ fn underlay_rules_decide_in_their_order_and_windows_close_by_the_kernels_clock()
         Outcome::Silent,
         "a rule's own verdict stays"
     );
+}
+
+#[test]
+fn the_internet_leads_to_no_private_address_through_a_translator() {
+    let lab = underlay_lab();
+    let mut rules = ruleset(vec![]);
+    rules.underlay_mode = Mode::Enforce;
+    rules.underlay = vec![UnderlayRule {
+        direction: Direction::Out,
+        target: UnderlayTarget::Internet,
+        ports: vec![],
+        verdict: Verdict::Accept,
+        until: None,
+    }];
+    let _table = load(&lab, &rules);
+    let (_, near6) = underlay6();
+    for (address, expected) in [
+        ("64:ff9b::192.168.0.1", Outcome::Rejected),
+        ("64:ff9b::10.0.0.1", Outcome::Rejected),
+        ("64:ff9b::203.0.113.1", Outcome::Answered),
+        ("64:ff9b:1::203.0.113.1", Outcome::Rejected),
+        ("2002:c0a8:1::1", Outcome::Rejected),
+        ("2a00::1", Outcome::Answered),
+    ] {
+        let address: IpAddr = address.parse().unwrap();
+        lab.peers
+            .ip(&format!("addr add {address}/128 dev under0 nodad"));
+        lab.device
+            .ip(&format!("route add {address}/128 dev under0"));
+        serve(&lab.peers, address, &[80]);
+        let reached = tcp(&lab.device, near6, socket(address, 80));
+        assert_eq!(reached, expected, "{address}");
+    }
+}
+
+/// Programs of this device, told no by each of the places that can say it.
+#[test]
+fn every_refused_program_is_told_at_once() {
+    let lab = underlay_lab();
+    let mut rules = ruleset(vec![profile(
+        vec![],
+        vec![
+            entry(Ports::tcp(22), Verdict::Accept),
+            entry(Ports::udp(22), Verdict::Accept),
+            entry(Ports::tcp(80), Verdict::Deny(NO_WEB)),
+            entry(Ports::udp(80), Verdict::Deny(NO_WEB)),
+        ],
+    )]);
+    for (_, peer) in pairs(1) {
+        with_peer(&mut rules, peer, 1);
+    }
+    rules.underlay_mode = Mode::Enforce;
+    rules.underlay = vec![UnderlayRule {
+        direction: Direction::Out,
+        target: UnderlayTarget::Any,
+        ports: vec![Ports::tcp(8001), Ports::udp(8001)],
+        verdict: Verdict::Deny(NO_WEB),
+        until: None,
+    }];
+    let mut table = load(&lab, &rules);
+    // An overlay address that a route of somebody else's leads around the tunnel.
+    lab.device.ip("route add fd00:7::1:5/128 dev under0");
+    lab.device.ip("route add 100.80.1.5/32 dev under0");
+    let [(own6, peer6), (own4, peer4)] = pairs(1);
+    let around: [IpAddr; 2] = ["fd00:7::1:5".parse().unwrap(), [100, 80, 1, 5].into()];
+    let ((far, near), (far6, near6)) = (underlay4(), underlay6());
+    let refused = [
+        ("by default", own6, peer6, 23),
+        ("by default", own4, peer4, 23),
+        ("by a rule", own6, peer6, 80),
+        ("by a rule", own4, peer4, 80),
+        ("outside of the tunnel", near6, around[0], 22),
+        ("outside of the tunnel", near, around[1], 22),
+        ("on the underlay by default", near6, far6, 22),
+        ("on the underlay by default", near, far, 22),
+        ("on the underlay by a rule", near6, far6, 8001),
+        ("on the underlay by a rule", near, far, 8001),
+    ];
+    for (how, from, to, port) in refused {
+        let target = socket(to, port);
+        assert_eq!(
+            tcp(&lab.device, from, target),
+            Outcome::Rejected,
+            "{how} {to}"
+        );
+        assert_eq!(
+            udp(&lab.device, from, target),
+            Outcome::Rejected,
+            "{how} {to}"
+        );
+    }
+    // A session that what is allowed no longer covers: the next write finds a reset.
+    let closed = profile(vec![], vec![]);
+    for (own, peer) in pairs(1) {
+        serve(&lab.peers, peer, &[22]);
+        let session = lab.device.run(|| connect(own, socket(peer, 22)).unwrap());
+        assert!(exchange(&session));
+        let mut narrow = rules.clone();
+        narrow.generation += 1;
+        narrow.profiles.insert(ProfileId(1), closed.clone());
+        table.load(&narrow, at(0)).unwrap();
+        drop(std::io::Write::write(&mut (&session), b"hello"));
+        let ended = soon(|| session.take_error().unwrap().is_some());
+        assert!(ended, "a session to {peer} hangs");
+        rules.generation = narrow.generation + 1;
+        table.load(&rules, at(0)).unwrap();
+    }
 }

@@ -13,6 +13,7 @@
 
 mod coexistence;
 mod enforcement;
+mod firewalls;
 mod fixture;
 mod foreign;
 mod lifeline;

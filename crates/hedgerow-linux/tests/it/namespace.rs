@@ -22,6 +22,10 @@ pub(crate) fn tool(program: &str) -> Command {
         "ip" => "iproute2",
         "ping" => "iputils-ping",
         "conntrack" => "conntrack",
+        "ufw" => "ufw",
+        "firewalld" => "firewalld",
+        "iptables" | "ip6tables" => "iptables",
+        "dbus-run-session" => "dbus-daemon",
         other => panic!("no package is known for {other}"),
     };
     let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
@@ -94,6 +98,29 @@ impl Namespace {
             .args(args)
             .output()
             .unwrap()
+    }
+
+    /// Runs a script inside, with mounts of its own; returns the process, its ends held open.
+    pub(crate) fn script(&self, wrapper: &[&str], script: &str, words: &[&str]) -> Child {
+        tool("ip")
+            .args(["netns", "exec", &self.name])
+            .args(wrapper)
+            .args(["sh", "-c", script, "sh"])
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Runs a script inside to its end; it must succeed.
+    pub(crate) fn script_ok(&self, script: &str, words: &[&str]) -> String {
+        let child = self.script(&[], script, words);
+        checked(
+            &format!("{script} {words:?}"),
+            &child.wait_with_output().unwrap(),
+        )
     }
 
     /// Runs `nft` inside; it must succeed.

@@ -242,7 +242,7 @@ fn the_underlay_is_nested_prefixes_narrowest_first() {
     expect_test::expect![[r#"
         In 10.0.0.0/8 +0 ["tcp/22"] Accept
         In 10.0.0.0/8 +0 [] Deny(RuleRef(0))
-        Out 0.0.0.0/8 +13 [] Deny(RuleRef(0))
+        Out 0.0.0.0/8 +38 [] Deny(RuleRef(0))
         Out 9.9.9.0/24 +0 ["tcp/53", "udp/53"] Accept
         Out 9.9.9.0/24 +0 [] Deny(RuleRef(4))
         Out 0.0.0.0/0 +1 [] Deny(RuleRef(4))
