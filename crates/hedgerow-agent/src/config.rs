@@ -1,20 +1,19 @@
-//! `agent.toml`: read, checked, and shown with where each value came from.
+//! `agent.toml` and the fragments beside it: read, checked, and shown with where each value came from.
 
-use std::fmt::Write as _;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedgerow_linux::disk;
 use hedgerow_model::address::Prefix;
+use hedgerow_model::config::{self, FILE_BYTES_MAX, FRAGMENTS_MAX, Layer, Merged, Origin};
 use serde::Deserialize;
 
 use crate::failure::Failure;
 
 /// Where the file is when nobody says otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/etc/hedgerow/agent.toml";
-/// Largest file that is read, in bytes.
-const CONFIG_BYTES_MAX: usize = 64 << 10;
 /// Longest interface name the kernel takes, in bytes.
 const INTERFACE_BYTES_MAX: usize = 15;
 
@@ -36,17 +35,6 @@ pub(crate) struct Config {
     pub(crate) resolv_conf: PathBuf,
     pub(crate) spool_events_max: usize,
     origins: Vec<Origin>,
-}
-
-/// One effective value and where it came from.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Origin {
-    /// Dotted key.
-    pub(crate) key: String,
-    /// The value as TOML.
-    pub(crate) value: String,
-    /// A file, or `default`.
-    pub(crate) origin: String,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -186,48 +174,51 @@ impl Default for RawEvents {
 }
 
 impl Config {
-    /// Reads `path`, or the default file when absent; that one may be missing.
+    /// Reads `path` and its fragments, or the default file when absent; that one may be missing.
     ///
     /// # Errors
     ///
-    /// Says which key is wrong and what it takes.
+    /// Says which key is wrong, where it stands and what it takes.
     pub(crate) fn read(path: Option<&Path>) -> Result<Self, Failure> {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
-        let bytes = disk::read_bounded(file, CONFIG_BYTES_MAX)?;
-        let text = match bytes {
-            Some(bytes) => String::from_utf8(bytes).map_err(|_e| {
-                Failure::operator(
-                    format!("{} is not UTF-8", file.display()),
-                    "write it as plain text",
-                )
-            })?,
-            None if path.is_none() => "version = 1\n".to_owned(),
+        let mut layers = Vec::new();
+        match read_layer(file)? {
+            Some(layer) => layers.push(layer),
+            None if path.is_none() => layers.push(Layer {
+                name: "default".to_owned(),
+                text: "version = 1\n".to_owned(),
+            }),
             None => {
                 return Err(Failure::operator(
                     format!("there is no {}", file.display()),
                     "name an existing file with --config",
                 ));
             }
-        };
-        Self::parse(&text, &file.display().to_string())
+        }
+        for fragment in fragments(&config::fragments_of(file))? {
+            layers.extend(read_layer(&fragment)?);
+        }
+        Self::parse(&layers)
     }
 
-    /// Reads the text of a file called `name`.
+    /// Reads layers, the later over the earlier.
     ///
     /// # Errors
     ///
-    /// Says which key is wrong and what it takes.
-    pub(crate) fn parse(text: &str, name: &str) -> Result<Self, Failure> {
+    /// Says which key is wrong, where it stands and what it takes.
+    pub(crate) fn parse(layers: &[Layer]) -> Result<Self, Failure> {
         let refuse = |message: String| {
             Failure::operator(
-                format!("{name}: {message}"),
-                "correct the file; `hedgerow-agent config show --origin` shows what is in force",
+                message,
+                "correct the file; docs/reference/agent.toml.md has every key",
             )
         };
-        let raw: Raw = toml::from_str(text).map_err(|e| refuse(one_line(&e, text)))?;
-        let given: toml::Table = toml::from_str(text).map_err(|e| refuse(one_line(&e, text)))?;
-        let origins = origins(&raw, &given, name);
-        Self::check(raw, origins).map_err(refuse)
+        let Merged { value, origins } = config::merge::<Raw>(layers).map_err(refuse)?;
+        let located = Merged { value: (), origins };
+        match Self::check(value, located.origins.clone()) {
+            Ok(config) => Ok(config),
+            Err(message) => Err(refuse(located.locate(&message))),
+        }
     }
 
     fn check(raw: Raw, origins: Vec<Origin>) -> Result<Self, String> {
@@ -262,7 +253,7 @@ impl Config {
                 .map_err(|e| format!("lifeline.management: {e}"))
         });
         for endpoint in &raw.lifeline.controllers {
-            check_endpoint(endpoint)?;
+            check_endpoint(endpoint).map_err(|e| format!("lifeline.controllers: {e}"))?;
         }
         Ok(Self {
             management: management.collect::<Result<_, _>>()?,
@@ -315,49 +306,47 @@ fn within(key: &str, value: u64, min: u64, max: u64) -> Result<(), String> {
     }
 }
 
-fn one_line(error: &toml::de::Error, text: &str) -> String {
-    let line = error
-        .span()
-        .and_then(|span| text.get(..span.start))
-        .map(|before| before.matches('\n').count() + 1);
-    let mut out = String::new();
-    if let Some(line) = line {
-        // Writing to a String does not fail.
-        let _written = write!(out, "line {line}: ");
-    }
-    out + &error.message().replace('\n', " ")
-}
-
-fn origins(raw: &Raw, given: &toml::Table, name: &str) -> Vec<Origin> {
-    let Ok(effective) = toml::Table::try_from(raw) else {
-        return Vec::new();
+/// Returns the fragments in a folder, in the order of their names; a missing folder has none.
+fn fragments(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |source| disk::DiskError {
+        action: "read",
+        path: folder.to_owned(),
+        source,
     };
-    let mut out = Vec::new();
-    for (table, values) in &effective {
-        match values.as_table() {
-            Some(values) => {
-                let section = given.get(table).and_then(toml::Value::as_table);
-                for (key, value) in values {
-                    let is_given = section.is_some_and(|s| s.contains_key(key));
-                    out.push(origin(format!("{table}.{key}"), value, is_given, name));
-                }
-            }
-            None => out.push(origin(
-                table.clone(),
-                values,
-                given.contains_key(table),
-                name,
-            )),
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e).into()),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|n| n.to_str());
+        if name.is_some_and(config::is_fragment) {
+            found.push(path);
+        }
+        if found.len() > FRAGMENTS_MAX {
+            return Err(Failure::operator(
+                format!("{} has more than {FRAGMENTS_MAX} files", folder.display()),
+                "put what belongs together into one file",
+            ));
         }
     }
-    out
+    found.sort();
+    Ok(found)
 }
 
-fn origin(key: String, value: &toml::Value, is_given: bool, name: &str) -> Origin {
-    Origin {
-        key,
-        value: value.to_string(),
-        origin: if is_given { name } else { "default" }.to_owned(),
+fn read_layer(file: &Path) -> Result<Option<Layer>, Failure> {
+    let Some(bytes) = disk::read_bounded(file, FILE_BYTES_MAX)? else {
+        return Ok(None);
+    };
+    let name = file.display().to_string();
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(Layer { name, text })),
+        Err(_) => Err(Failure::operator(
+            format!("{name} is not UTF-8"),
+            "write it as plain text",
+        )),
     }
 }
 
@@ -365,15 +354,22 @@ fn origin(key: String, value: &toml::Value, is_given: bool, name: &str) -> Origi
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Config, Failure> {
+        Config::parse(&[Layer {
+            name: "agent.toml".to_owned(),
+            text: text.to_owned(),
+        }])
+    }
+
     #[test]
     fn every_value_has_a_safe_default_and_an_origin() {
-        let config = Config::parse("version = 1\n[mesh]\nport = 7200\n", "agent.toml").unwrap();
+        let config = parse("version = 1\n[mesh]\nport = 7200\n").unwrap();
         assert_eq!((config.mesh_port, config.mtu), (7200, 1420));
         let origin = |key: &str| {
             let found = config.origins().iter().find(|o| o.key == key);
             found.map(|o| o.origin.as_str())
         };
-        assert_eq!(origin("mesh.port"), Some("agent.toml"));
+        assert_eq!(origin("mesh.port"), Some("agent.toml:3"));
         assert_eq!(origin("mesh.interface"), Some("default"));
     }
 
@@ -382,13 +378,13 @@ mod tests {
         let cases = [
             (
                 "version = 1\n[mesh]\nprot = 1\n",
-                "line 3: unknown field `prot`",
+                "agent.toml:3: unknown field `prot`, expected one of `port`",
             ),
-            ("version = 2\n", "version must be 1"),
+            ("version = 2\n", "agent.toml:1: version must be 1"),
             ("[mesh]\nport = 1\n", "missing field `version`"),
             (
                 "version = 1\n[mesh]\nmtu = 100\n",
-                "mesh.mtu must be 1280 to 9000",
+                "agent.toml:3: mesh.mtu must be 1280 to 9000",
             ),
             (
                 "version = 1\n[mesh]\nport = 0\n",
@@ -408,7 +404,7 @@ mod tests {
             ),
             (
                 "version = 1\n[lifeline]\ncontrollers = [\"central\"]\n",
-                "host:port",
+                "agent.toml:3: lifeline.controllers: `central` is not a controller; write host:port",
             ),
             (
                 "version = 1\n[events]\nspool_events_max = 1\n",
@@ -416,7 +412,7 @@ mod tests {
             ),
         ];
         for (text, want) in cases {
-            let failure = Config::parse(text, "agent.toml").unwrap_err();
+            let failure = parse(text).unwrap_err();
             assert!(failure.to_string().contains(want), "{failure}");
             assert_eq!(failure.fault.exit_code(), 1);
         }
@@ -425,7 +421,7 @@ mod tests {
     /// The reference page names every key with its default, and no other.
     #[test]
     fn the_reference_page_has_every_key() {
-        let config = Config::parse("version = 1\n", "x").unwrap();
+        let config = parse("version = 1\n").unwrap();
         let keys = config.origins().iter().map(|o| o.key.as_str());
         let page = include_str!("../../../docs/reference/agent.toml.md");
         let named = page

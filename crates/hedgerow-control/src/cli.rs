@@ -8,12 +8,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use hedgerow_model::Fault;
+use hedgerow_model::config::Origin;
 use hedgerow_model::id::{OperatorName, TrustDomain};
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::config::{CONFIG_DEFAULT, DIR_DEFAULT, split_endpoint};
+use crate::config::{CONFIG_DEFAULT, Config, DIR_DEFAULT, split_endpoint};
 use crate::init::{self, Wish};
 use crate::keys::Layout;
 use crate::refusal::Refusal;
@@ -61,6 +62,24 @@ enum Command {
     /// The issuing certificate.
     #[command(subcommand)]
     Issuer(IssuerCommand),
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the effective values.
+    Show {
+        /// Say where each value comes from.
+        #[arg(long)]
+        origin: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -204,6 +223,11 @@ async fn execute(command: Command) -> anyhow::Result<()> {
                 Layout::new(&dir).config().display()
             ))
         }
+        Command::Config(ConfigCommand::Show {
+            origin,
+            json,
+            config,
+        }) => show(&config.path(), origin, json),
         Command::Operator(OperatorCommand::Renew { name, config }) => {
             let path = operator::renew(&config.path(), &name, Clock::start()).await?;
             say(&format!("wrote {}", path.display()))
@@ -223,6 +247,19 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             ))
         }
     }
+}
+
+fn show(path: &Path, with_origin: bool, json: bool) -> anyhow::Result<()> {
+    let config = Config::load(path).map_err(anyhow::Error::msg)?;
+    if json {
+        return say(&serde_json::to_string(&config.origins)?);
+    }
+    let line = |o: &Origin| match with_origin {
+        true => format!("{} = {}  # {}", o.key, o.value, o.origin),
+        false => format!("{} = {}", o.key, o.value),
+    };
+    let lines: Vec<String> = config.origins.iter().map(line).collect();
+    say(&lines.join("\n"))
 }
 
 async fn make(args: InitArgs) -> anyhow::Result<()> {

@@ -1,10 +1,12 @@
-//! `control.toml`: raw text in, checked configuration out.
+//! `control.toml` and the fragments beside it: raw text in, checked configuration out.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use hedgerow_identity::certificate::DEVICE_LEAF_LIFE_MAX;
 use hedgerow_model::address::Prefix;
+use hedgerow_model::config::{self, FRAGMENTS_MAX, Layer, Merged, Origin};
 use hedgerow_model::id::TrustDomain;
 use serde::{Deserialize, Serialize};
 
@@ -140,24 +142,37 @@ pub(crate) struct Config {
     pub(crate) suffix: String,
     /// Prefixes that devices are managed from.
     pub(crate) management: Vec<Prefix>,
+    /// Every effective value and where it came from.
+    pub(crate) origins: Vec<Origin>,
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file with its fragments.
     ///
     /// # Errors
     ///
     /// A sentence that says what is wrong and where.
     pub(crate) fn load(path: &Path) -> Result<Self, String> {
-        let text = disk::read_text(path).map_err(|e| {
-            format!(
-                "cannot read {}: {e}; `hedgerow-control init` writes one",
-                path.display()
-            )
-        })?;
-        let raw: RawConfig =
-            toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
-        Self::check(raw).map_err(|e| format!("{}: {e}", path.display()))
+        let base =
+            read_layer(path).map_err(|e| format!("{e}; `hedgerow-control init` writes one"))?;
+        let mut layers = vec![base];
+        for fragment in fragments(&config::fragments_of(path))? {
+            layers.push(read_layer(&fragment)?);
+        }
+        Self::parse(&layers)
+    }
+
+    /// Reads and checks layers, the later over the earlier.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is wrong and where.
+    pub(crate) fn parse(layers: &[Layer]) -> Result<Self, String> {
+        let Merged { value, origins } = config::merge::<RawConfig>(layers)?;
+        let located = Merged { value: (), origins };
+        let mut config = Self::check(value).map_err(|e| located.locate(&e))?;
+        config.origins = located.origins;
+        Ok(config)
     }
 
     /// Checks what was read.
@@ -173,7 +188,7 @@ impl Config {
             return Err("endpoints: name at least one host:port".to_owned());
         }
         for endpoint in &raw.endpoints {
-            split_endpoint(endpoint)?;
+            split_endpoint(endpoint).map_err(|e| format!("endpoints: {e}"))?;
         }
         let trust_domain =
             TrustDomain::new(&raw.trust_domain).map_err(|e| format!("trust_domain: {e}"))?;
@@ -197,15 +212,21 @@ impl Config {
                 "certificates.device_hours: it takes 1 to {DEVICE_HOURS_MAX}"
             ));
         }
-        if c.grace_days > 365 || c.controller_days == 0 || c.operator_days == 0 {
-            return Err(
-                "certificates: grace_days takes 0 to 365, the others at least 1".to_owned(),
-            );
+        if c.grace_days > 365 {
+            return Err("certificates.grace_days: it takes 0 to 365".to_owned());
         }
         let l = &raw.limits;
-        if l.sessions_max == 0 || l.handshakes_max == 0 || l.waiting_max == 0 || l.signings_max == 0
-        {
-            return Err("limits: each takes at least 1".to_owned());
+        for (key, is_zero) in [
+            ("certificates.controller_days", c.controller_days == 0),
+            ("certificates.operator_days", c.operator_days == 0),
+            ("limits.sessions_max", l.sessions_max == 0),
+            ("limits.handshakes_max", l.handshakes_max == 0),
+            ("limits.waiting_max", l.waiting_max == 0),
+            ("limits.signings_max", l.signings_max == 0),
+        ] {
+            if is_zero {
+                return Err(format!("{key}: it takes at least 1"));
+            }
         }
         Ok(Self {
             dir: raw.dir,
@@ -218,6 +239,7 @@ impl Config {
             blocks,
             suffix: raw.fleet.suffix,
             management,
+            origins: Vec::new(),
         })
     }
 
@@ -230,6 +252,38 @@ impl Config {
     pub(crate) fn device_secs(&self) -> u64 {
         self.certificates.device_hours * 3600
     }
+}
+
+/// Returns the fragments in a folder, in the order of their names; a missing folder has none.
+fn fragments(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let failed = |e: std::io::Error| format!("cannot read {}: {e}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|n| n.to_str());
+        if name.is_some_and(config::is_fragment) {
+            found.push(path);
+        }
+        if found.len() > FRAGMENTS_MAX {
+            return Err(format!(
+                "{} has more than {FRAGMENTS_MAX} files: put what belongs together into one",
+                folder.display()
+            ));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_layer(file: &Path) -> Result<Layer, String> {
+    let text = disk::read_text(file).map_err(|e| format!("cannot read {}: {e}", file.display()))?;
+    let name = file.display().to_string();
+    Ok(Layer { name, text })
 }
 
 /// Splits `host:port` or `[v6]:port`.
@@ -261,7 +315,41 @@ mod tests {
         endpoints = [\"c.example:7443\"]\ntrust_domain = \"plant.example\"\n";
 
     fn load(text: &str) -> Result<Config, String> {
-        Config::check(toml::from_str(text).map_err(|e| e.to_string())?)
+        Config::parse(&[Layer {
+            name: "control.toml".to_owned(),
+            text: text.to_owned(),
+        }])
+    }
+
+    #[test]
+    fn fragments_are_laid_over_the_file_in_the_order_of_their_names() {
+        let dir = std::env::temp_dir().join(format!("hedgerow-fragments-{}", std::process::id()));
+        let folder = dir.join("control.conf.d");
+        fs::create_dir_all(&folder).unwrap();
+        let file = dir.join("control.toml");
+        fs::write(&file, GOOD).unwrap();
+        let fragment = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
+        fragment("20-b.toml", "[limits]\nwaiting_max = 20\n");
+        fragment(
+            "10-a.toml",
+            "[limits]\nwaiting_max = 10\nsignings_max = 10\n",
+        );
+        fragment("30-c.toml.old", "nonsense");
+        let config = Config::load(&file).unwrap();
+        assert_eq!(config.limits.waiting_max, 20);
+        assert_eq!(config.limits.signings_max, 10);
+        let origin = |key: &str| {
+            let found = config.origins.iter().find(|o| o.key == key).unwrap();
+            found.origin.clone()
+        };
+        assert!(origin("limits.waiting_max").ends_with("control.conf.d/20-b.toml:2"));
+        assert!(origin("listen").ends_with("control.toml:3"));
+        assert_eq!(origin("fleet.suffix"), "default");
+        fragment("40-d.toml", "\n[limits]\nwaiting_max = 0\n");
+        let error = Config::load(&file).unwrap_err();
+        let want = "40-d.toml:3: limits.waiting_max: it takes at least 1";
+        assert!(error.ends_with(want), "{error}");
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

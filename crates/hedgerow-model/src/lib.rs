@@ -20,6 +20,7 @@
 
 pub mod address;
 pub mod base32;
+pub mod config;
 pub mod event;
 pub mod fault;
 pub mod id;
