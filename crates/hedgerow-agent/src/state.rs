@@ -274,6 +274,7 @@ impl State {
     pub(crate) fn handle_start(&mut self, now: Now) {
         self.kernel.request();
         self.clock_trusted = now.wall_is_trusted;
+        self.say_clock(now);
         // The controller forgot, or was told by another boot, what stands in this kernel.
         if let Some(revision) = self.revision {
             self.kernel.await_verdict(revision, false);
@@ -416,12 +417,7 @@ impl State {
             self.bind_at = now.mono + Duration::from_secs(60);
             self.steps.push_back(Step::BindKey);
         }
-        if !now.wall_is_trusted && !self.clock_said {
-            self.clock_said = true;
-            self.event(Event::new(now.wall, EventKind::ClockUntrusted));
-        } else if now.wall_is_trusted {
-            self.clock_said = false;
-        }
+        self.say_clock(now);
         if self.clock_trusted != now.wall_is_trusted {
             // Windows that allow close without a trusted clock, and open with one.
             self.clock_trusted = now.wall_is_trusted;
@@ -434,6 +430,18 @@ impl State {
         self.kernel_timeout(now);
         self.mesh.handle_timeout(self.world.view(now));
         self.drain_mesh(now);
+    }
+
+    /// Says once that the clock is not to be believed.
+    fn say_clock(&mut self, now: Now) {
+        if now.wall_is_trusted {
+            self.clock_said = false;
+        } else if !std::mem::replace(&mut self.clock_said, true) {
+            tracing::warn!(
+                "the clock is behind what is proven to be past, or far ahead; schedules that allow are closed until it is set"
+            );
+            self.event(Event::new(now.wall, EventKind::ClockUntrusted));
+        }
     }
 
     /// Returns the next thing to do, if any.

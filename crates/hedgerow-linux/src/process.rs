@@ -5,13 +5,14 @@ use std::io;
 use hedgerow_model::Fault;
 
 use crate::disk;
+use crate::nft::NftError;
 
 /// Something that enforcement needs and this machine does not give, with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
-    /// Not root: no netlink write, no TUN.
-    #[error("not root: run as root, or grant CAP_NET_ADMIN")]
-    Root,
+    /// Not root, or root without the capability: no netlink write, no TUN.
+    #[error("not permitted to change the network: run as root, with CAP_NET_ADMIN")]
+    Right,
     /// The kernel has no nftables, or lacks an expression we need.
     #[error(
         "the kernel lacks nftables support: it needs CONFIG_NF_TABLES_INET, NFT_CT, NFT_LIMIT, NFT_LOG, NFT_REJECT and NF_CONNTRACK ({detail})"
@@ -32,7 +33,7 @@ impl Missing {
     /// Returns who has to act.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Root => Fault::Operator,
+            Self::Right => Fault::Operator,
             Self::Nftables { .. } | Self::Tun { .. } => Fault::Environment,
         }
     }
@@ -42,18 +43,19 @@ impl Missing {
 pub fn missing() -> Vec<Missing> {
     const TUN: &str = "/dev/net/tun";
     let mut found = Vec::new();
-    if !is_root() {
-        found.push(Missing::Root);
+    let probed = crate::nft::probe();
+    if matches!(probed, Err(NftError::NotPermitted)) {
+        found.push(Missing::Right);
     }
     if !std::path::Path::new(TUN).exists() {
         found.push(Missing::Tun { path: TUN });
     }
-    if let Err(error) = crate::nft::probe() {
-        let detail = error.to_string();
+    match probed {
         // Without the right to ask, the answer says nothing about the kernel.
-        if is_root() {
-            found.push(Missing::Nftables { detail });
-        }
+        Ok(_) | Err(NftError::NotPermitted) => {}
+        Err(error) => found.push(Missing::Nftables {
+            detail: error.to_string(),
+        }),
     }
     found
 }
@@ -95,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_names_its_remedy() {
-        let text = Missing::Root.to_string();
+        let text = Missing::Right.to_string();
         assert!(text.contains("CAP_NET_ADMIN"));
         let tun = Missing::Tun {
             path: "/dev/net/tun",

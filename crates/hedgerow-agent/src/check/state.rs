@@ -7,6 +7,9 @@ use hedgerow_linux::disk::{self, Access};
 use super::Finding;
 use crate::config::Config;
 
+/// How much is written to see whether the disk takes it, in bytes.
+const PROBE_BYTES: usize = 4096;
+
 pub(super) fn check(config: &Config) -> Vec<Finding> {
     const NAME: &str = "state_directory";
     let dir = &config.state;
@@ -26,7 +29,10 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
         ));
     }
     let probe = dir.join("check");
-    match disk::write_atomic(&probe, b"", Access::Private).and_then(|()| disk::remove(&probe)) {
+    // A full disk may still take an empty file.
+    match disk::write_atomic(&probe, &[0; PROBE_BYTES], Access::Private)
+        .and_then(|()| disk::remove(&probe))
+    {
         Ok(()) => findings.push(Finding::ok(NAME, format!("{} takes writes", dir.display()))),
         Err(error) => {
             let failure = crate::failure::Failure::from(error);

@@ -460,7 +460,43 @@ fn refusal(code: RefusalCode, reason: &str) -> Failure {
     };
     Failure::new(
         fault,
-        format!("enrollment refused ({}): {reason}", code.as_str()),
+        format!(
+            "enrollment refused ({}): {}",
+            code.as_str(),
+            reason.replace(char::is_control, " ")
+        ),
         remedy,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_one_line_that_says_what_and_what_to_do() {
+        let codes = [
+            (RefusalCode::TokenUnknown, 1, "hedgerow token create"),
+            (RefusalCode::TokenExpired, 1, "hedgerow token create"),
+            (RefusalCode::TokenSpent, 1, "hedgerow token create"),
+            (RefusalCode::BadSignature, 1, "copy the whole token"),
+            (RefusalCode::Malformed, 1, "copy the whole token"),
+            (RefusalCode::Rejected, 1, "ask the operator"),
+            (RefusalCode::Name, 1, "--name"),
+            (RefusalCode::Key, 1, "leave --force"),
+            (RefusalCode::Busy, 4, "try again"),
+            (RefusalCode::Internal, 4, "try again"),
+        ];
+        for (code, exit, remedy) in codes {
+            let failure = refusal(code, "the token was used up\nby another device");
+            let line = failure.to_string();
+            assert_eq!(failure.fault.exit_code(), exit, "{line}");
+            assert!(line.contains(code.as_str()), "{line}");
+            assert!(
+                line.contains("used up by another") && line.contains(remedy),
+                "{line}"
+            );
+            assert_eq!(line.lines().count(), 1, "{line}");
+        }
+    }
 }
