@@ -8,9 +8,7 @@ use hedgerow_model::Mono;
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::Event;
 use hedgerow_model::id::{Digest, Revision};
-use hedgerow_model::resource::{
-    RESOURCE_BYTES_MAX, Resource, ResourceHead, ResourceKind, root_hash,
-};
+use hedgerow_model::resource::{RESOURCE_BYTES_MAX, ResourceHead, ResourceKind, root_hash};
 use hedgerow_model::statement::PeerQuery;
 use hedgerow_model::wire;
 
@@ -18,10 +16,12 @@ use crate::agent::is_removable;
 use crate::error::SessionError;
 use crate::frame::{Channel, FRAME_BYTES_MAX, FrameReader};
 use crate::message::{
-    Command, HandUp, Hello, Renew, Renewed, ResolvedPeer, Stage, ToAgent, ToController, Update,
-    Welcome, cut,
+    Command, HandUp, Hello, Renew, Renewed, ResolvedPeer, Stage, ToAgent, ToController, Welcome,
+    cut,
 };
-use crate::outbox::Outbox;
+pub use crate::offer::Offer;
+use crate::offer::Shared;
+use crate::outbox::{Message, Outbox};
 use crate::{CAPABILITY, CAPABILITY_MIN};
 
 /// How long a connection may take to say who it is.
@@ -32,31 +32,6 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(100);
 pub const VERDICT_WITHIN: Duration = Duration::from_secs(5);
 /// Largest first message.
 const HELLO_BYTES_MAX: usize = 8 << 10;
-
-/// A resource on offer, hashed once and shared by every session that needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    head: ResourceHead,
-    resource: Resource,
-}
-
-impl Offer {
-    /// Hashes the resource.
-    pub fn new(resource: Resource) -> Arc<Self> {
-        let head = resource.head();
-        Arc::new(Self { head, resource })
-    }
-
-    /// Returns what it is, without its content.
-    pub fn head(&self) -> ResourceHead {
-        self.head
-    }
-
-    /// Returns the resource.
-    pub fn resource(&self) -> &Resource {
-        &self.resource
-    }
-}
 
 /// What the controller has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,7 +204,7 @@ impl ControllerSession {
 
     /// Says what the agent shall hold at `revision`. Cheap and repeatable: only the last counts.
     pub fn handle_wanted(&mut self, revision: Revision, wanted: Vec<Arc<Offer>>) {
-        let still = |head: &ResourceHead| wanted.iter().any(|o| o.head == *head);
+        let still = |head: &ResourceHead| wanted.iter().any(|o| o.head() == *head);
         self.refused.retain(still);
         self.wanted = Some((revision, wanted));
     }
@@ -345,7 +320,7 @@ impl ControllerSession {
             && let Some(update) = self.due(now)
         {
             // Room is certain: the channel was empty.
-            let taken = self.urgent(&ToAgent::Update(update));
+            let taken = self.outbox.push(Channel::Policy, update);
             debug_assert!(taken.is_ok());
         }
         self.outbox.next_frame()
@@ -508,12 +483,12 @@ impl ControllerSession {
     /// Returns whether an agent with these holdings lacks anything.
     fn is_behind(&self, holds: &[ResourceHead], chain: Option<Revision>) -> bool {
         self.wanted.as_ref().is_some_and(|(revision, offers)| {
-            chain != Some(*revision) || offers.iter().any(|o| !holds.contains(&o.head))
+            chain != Some(*revision) || offers.iter().any(|o| !holds.contains(&o.head()))
         })
     }
 
     /// Returns the update that may leave now, and notes it as outstanding.
-    fn due(&mut self, now: Mono) -> Option<Update> {
+    fn due(&mut self, now: Mono) -> Option<Message> {
         if !matches!(self.state, State::Open | State::Held) {
             return None;
         }
@@ -529,20 +504,21 @@ impl ControllerSession {
         let (revision, offers) = self.wanted.as_ref()?;
         let blocked = self.state == State::Held
             || Some(*revision) < self.chain
-            || offers.iter().any(|o| self.refused.contains(&o.head));
+            || offers.iter().any(|o| self.refused.contains(&o.head()));
         let fits = |o: &&Arc<Offer>| {
-            !self.holds.contains(&o.head)
-                && !self.refused.contains(&o.head)
-                && (!blocked || never_waits(o.head.kind))
+            !self.holds.contains(&o.head())
+                && !self.refused.contains(&o.head())
+                && (!blocked || never_waits(o.head().kind))
         };
-        let set: Vec<&Arc<Offer>> = offers.iter().filter(fits).collect();
+        let set: Vec<Arc<Offer>> = offers.iter().filter(fits).cloned().collect();
         if blocked && set.is_empty() {
             return None;
         }
         let gone = |h: &&ResourceHead| {
-            !blocked && is_removable(h.kind) && !offers.iter().any(|o| o.head.kind == h.kind)
+            !blocked && is_removable(h.kind) && !offers.iter().any(|o| o.head().kind == h.kind)
         };
-        let update = Update {
+        let sent: Vec<ResourceHead> = set.iter().map(|o| o.head()).collect();
+        let update = Shared {
             revision: if blocked {
                 self.chain.unwrap_or(*revision).max(*revision)
             } else {
@@ -550,10 +526,9 @@ impl ControllerSession {
             },
             previous: self.chain,
             partial: blocked,
-            set: set.iter().map(|o| o.resource.clone()).collect(),
+            set,
             remove: self.holds.iter().filter(gone).map(|h| h.kind).collect(),
         };
-        let sent: Vec<ResourceHead> = set.iter().map(|o| o.head).collect();
         let stays = |h: &&ResourceHead| {
             !update.remove.contains(&h.kind) && !sent.iter().any(|s| s.kind == h.kind)
         };
@@ -566,7 +541,7 @@ impl ControllerSession {
             sent_at: now,
             received: false,
         });
-        Some(update)
+        Some(update.message())
     }
 
     fn last(&mut self, message: &ToAgent) {

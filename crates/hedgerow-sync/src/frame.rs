@@ -80,11 +80,18 @@ pub fn whole(channel: Channel, message: &[u8]) -> Result<Vec<u8>, SessionError> 
 
 /// Returns one frame; `bytes` is at most [`FRAME_BYTES_MAX`] - 1.
 pub(crate) fn part(channel: Channel, bytes: &[u8], more: bool) -> Vec<u8> {
-    let length = u32::try_from(bytes.len() + 1).unwrap_or(u32::MAX);
-    let mut out = Vec::with_capacity(LENGTH_BYTES + 1 + bytes.len());
+    let mut out = begin(channel, bytes.len(), more);
+    out.extend_from_slice(bytes);
+    out
+}
+
+/// Returns the beginning of a frame, with room for the `bytes` that must follow: at most
+/// [`FRAME_BYTES_MAX`] - 1.
+pub(crate) fn begin(channel: Channel, bytes: usize, more: bool) -> Vec<u8> {
+    let length = u32::try_from(bytes + 1).unwrap_or(u32::MAX);
+    let mut out = Vec::with_capacity(LENGTH_BYTES + 1 + bytes);
     out.extend_from_slice(&length.to_be_bytes());
     out.push(channel.number() | if more { MORE } else { 0 });
-    out.extend_from_slice(bytes);
     out
 }
 

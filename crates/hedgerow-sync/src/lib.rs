@@ -33,6 +33,7 @@ mod deterministic;
 pub mod error;
 pub mod frame;
 pub mod message;
+mod offer;
 mod outbox;
 #[cfg(test)]
 mod tests;

@@ -503,8 +503,8 @@ fn issued(snapshot: &Snapshot, device: &DeviceRecord) -> Result<EnrollReply, No>
         chain: decode_chain(&device.chain),
         ticket: device.ticket.clone(),
         manifest_chain: manifest_chain.collect(),
-        revocations: snapshot.revocations.resource().bytes.clone(),
-        config: site.config.resource().bytes.clone(),
+        revocations: snapshot.revocations.content().to_vec(),
+        config: site.config.content().to_vec(),
     })))
 }
 

@@ -63,7 +63,7 @@ fn every_to_agent() -> Vec<ToAgent> {
             revision: rev(2),
             previous: None,
             partial: false,
-            set: vec![offer(ResourceKind::Names, 2, 5).resource().clone()],
+            set: vec![offer(ResourceKind::Names, 2, 5).to_resource()],
             remove: vec![ResourceKind::Program],
         }),
         ToAgent::Pong(true),

@@ -18,7 +18,7 @@ fn a_connection_lost_at_any_step_costs_nothing_but_time() {
         assert!(last.run(&mut device));
         assert_eq!(device.holdings.revision, Some(rev(5)), "budget {budget}");
         for o in full_set(5) {
-            assert_eq!(device.content[&o.head().kind], o.resource().bytes);
+            assert_eq!(device.content[&o.head().kind], o.content());
         }
         let (chain, heads) = last.controller.holds();
         assert_eq!(chain, Some(rev(5)));
@@ -121,7 +121,7 @@ fn hostile(device: &mut Device, change: impl Fn(&mut Update)) -> (Vec<agent::Out
         revision: rev(5),
         previous: Some(rev(4)),
         partial: false,
-        set: vec![offer(ResourceKind::States, 5, 10).resource().clone()],
+        set: vec![offer(ResourceKind::States, 5, 10).to_resource()],
         remove: Vec::new(),
     };
     change(&mut update);
@@ -144,8 +144,7 @@ fn an_older_revision_or_resource_is_refused_as_a_whole() {
             };
         }),
         ("resource", |u| {
-            u.set
-                .push(offer(ResourceKind::Program, 3, 9).resource().clone());
+            u.set.push(offer(ResourceKind::Program, 3, 9).to_resource());
         }),
         ("twice", |u| {
             let again = u.set[0].clone();
@@ -192,7 +191,7 @@ fn an_old_version_is_refused_even_after_its_successor_was_removed() {
 fn a_refused_resource_is_not_sent_again_and_holds_up_no_revocation() {
     let mut device = Device::default();
     let bad = offer(ResourceKind::Program, 5, 20);
-    device.refuses = Some(bad.resource().bytes.clone());
+    device.refuses = Some(bad.content().to_vec());
     let mut wire = Wire::connect(&mut device, (rev(4), full_set(4)), usize::MAX);
     assert!(wire.run(&mut device));
     let replace = |set: Vec<Arc<Offer>>, new: &Arc<Offer>| -> Vec<Arc<Offer>> {
@@ -215,7 +214,7 @@ fn a_refused_resource_is_not_sent_again_and_holds_up_no_revocation() {
     assert!(wire.run(&mut device));
     assert_eq!(
         device.content[&ResourceKind::Revocations],
-        revoked.resource().bytes
+        revoked.content()
     );
     assert_eq!(device.holdings.revision, Some(rev(4)));
     assert_eq!(device.seen.len(), count + 1, "one partial update");
@@ -237,14 +236,8 @@ fn a_held_agent_gets_revocations_and_no_gifts() {
     assert!(wire.run(&mut device));
     let old = full_set(4);
     let new = full_set(5);
-    assert_eq!(
-        device.content[&ResourceKind::States],
-        new[2].resource().bytes
-    );
-    assert_eq!(
-        device.content[&ResourceKind::Program],
-        old[4].resource().bytes
-    );
+    assert_eq!(device.content[&ResourceKind::States], new[2].content());
+    assert_eq!(device.content[&ResourceKind::Program], old[4].content());
     wire.controller.release();
     assert!(wire.run(&mut device));
     assert!(wire.verified(rev(5)));
