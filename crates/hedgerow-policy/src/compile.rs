@@ -1,6 +1,6 @@
 //! From a policy to the program of one class of devices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hedgerow_model::id::RuleId;
 use hedgerow_model::packet::Direction;
@@ -12,7 +12,7 @@ use hedgerow_model::program::{
 use hedgerow_model::wire;
 
 use crate::facts::Facts;
-use crate::policy::{Endpoint, Mentioned, Policy, Rule, Selector, StateAllow};
+use crate::policy::{Endpoint, Mentioned, Policy, Rule, Selector, StateAllow, TestKind};
 use crate::resolve::TooLarge;
 
 /// Returns the class of a device: what the policy's selectors can tell of it.
@@ -28,6 +28,12 @@ pub fn class_of(policy: &Policy, facts: &Facts) -> Class {
         (attribute.clone(), value)
     });
     Class(class.collect())
+}
+
+/// Returns every attribute in which a rule compares the two ends. Two devices of one class and site
+/// that agree in these are told apart by no rule.
+pub fn compared(policy: &Policy) -> BTreeSet<&Attribute> {
+    policy.rules.iter().flat_map(|r| &r.same).collect()
 }
 
 /// Returns every attribute that selectors ask for, with the values they name.
@@ -56,6 +62,30 @@ pub fn class_matches(class: &Class, facts: &Facts) -> bool {
             ClassValue::Absent => value.is_none(),
         }
     })
+}
+
+/// Returns every attribute that anything in the policy asks for, tests included.
+pub(crate) fn asked(policy: &Policy) -> Mentioned {
+    let mut asked = policy.mentioned.clone();
+    for test in &policy.tests {
+        match &test.kind {
+            TestKind::Flow(flow) => {
+                for end in [&flow.from, &flow.to] {
+                    if let Endpoint::Devices(selector) = end {
+                        mentions(selector, &mut asked);
+                    }
+                }
+                for (selector, _) in &flow.states {
+                    mentions(selector, &mut asked);
+                }
+            }
+            TestKind::Invariant { from, to, .. } => {
+                mentions(from, &mut asked);
+                mentions(to, &mut asked);
+            }
+        }
+    }
+    asked
 }
 
 fn mentions(selector: &Selector, found: &mut Mentioned) {

@@ -7,6 +7,9 @@ use hedgerow_model::id::{DeviceId, DeviceName, Labels, SiteName};
 use hedgerow_model::program::{Attribute, DeviceState};
 use hedgerow_model::statement::Ticket;
 
+use crate::compile::asked;
+use crate::policy::{Mentioned, Policy};
+
 /// The facts of one device that policy can ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -66,6 +69,17 @@ impl From<&Ticket> for Facts {
     }
 }
 
+/// Devices that a policy treats alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind<'w> {
+    /// One of them.
+    pub first: &'w Facts,
+    /// Another, if there is one.
+    pub second: Option<&'w Facts>,
+    /// How many there are.
+    pub count: usize,
+}
+
 /// Every device there is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct World(BTreeMap<DeviceId, Facts>);
@@ -84,6 +98,52 @@ impl World {
     /// Visits the devices in the order of their ids.
     pub fn devices(&self) -> impl Iterator<Item = &Facts> {
         self.0.values()
+    }
+
+    /// Sorts the devices into kinds that these policies, their tests included, treat alike: of one site,
+    /// in one state, with the same labels. In the order of the first ids.
+    pub fn kinds(&self, policies: &[&Policy]) -> Vec<Kind<'_>> {
+        let asked: Vec<Mentioned> = policies.iter().map(|p| asked(p)).collect();
+        let singled_out = |attribute: &Attribute, value: &str| {
+            let mut asked = asked.iter().filter_map(|a| a.get(attribute));
+            asked.any(|values| values.contains(value))
+        };
+        let by_id = asked.iter().any(|a| a.contains_key(&Attribute::Id));
+        let mut numbers = BTreeMap::new();
+        let mut kinds: Vec<Kind<'_>> = Vec::new();
+        for facts in self.devices() {
+            let name = Some(&facts.name).filter(|n| singled_out(&Attribute::Name, n.as_str()));
+            let id =
+                Some(facts.id).filter(|id| by_id && singled_out(&Attribute::Id, &id.to_string()));
+            let key = (
+                &facts.site,
+                &facts.labels,
+                facts.state,
+                &facts.zone,
+                name,
+                id,
+            );
+            let number = *numbers.entry(key).or_insert(kinds.len());
+            match kinds.get_mut(number) {
+                Some(kind) => {
+                    kind.second.get_or_insert(facts);
+                    kind.count += 1;
+                }
+                None => kinds.push(Kind {
+                    first: facts,
+                    second: None,
+                    count: 1,
+                }),
+            }
+        }
+        kinds
+    }
+
+    /// Returns two devices of every kind, so that whatever happens between devices happens here too.
+    pub(crate) fn thinned(&self, policies: &[&Policy]) -> Self {
+        let kinds = self.kinds(policies);
+        let kept = kinds.iter().flat_map(|k| [Some(k.first), k.second]);
+        Self::new(kept.flatten().cloned())
     }
 
     /// Finds a device by id, by `name.site`, or by a name that only one device has.

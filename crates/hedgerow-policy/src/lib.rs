@@ -44,11 +44,11 @@ mod window;
 #[cfg(test)]
 mod agreement;
 
-pub use compile::{class_matches, class_of, compile};
+pub use compile::{class_matches, class_of, compared, compile};
 pub use diagnostic::{Diagnostic, Severity};
 pub use evaluate::{Decision, End, Flow, Outcome, Ruling, Step, evaluate};
 pub use explain::{EndTrace, Explanation, explain, tier_name};
-pub use facts::{Facts, World};
+pub use facts::{Facts, Kind, World};
 pub use fit::{UnfitProgram, fits};
 pub use parse::{API_VERSION, POLICY_BYTES_MAX, has_errors, parse};
 pub use plan::{Plan, plan};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::compile::{class_of, compile};
-use crate::facts::{Facts, World};
+use crate::facts::{Facts, Kind, World};
 use crate::policy::Policy;
 use crate::reach::{Reach, ReachChange, changes};
 use crate::trial::{TestResult, test};
@@ -43,7 +43,10 @@ impl Plan {
 
 /// Plans the change from `old`, or from no policy, to `new` for the devices of `world`.
 pub fn plan(old: Option<&Policy>, new: &Policy, world: &World) -> Plan {
-    let (gained, lost) = changes(old, new, world)
+    let policies: Vec<&Policy> = old.into_iter().chain([new]).collect();
+    // The cost goes with kinds of devices, not with devices.
+    let thinned = world.thinned(&policies);
+    let (gained, lost) = changes(old, new, &thinned)
         .into_iter()
         .partition(|c| c.after > c.before);
     let ids = |p: &Policy| {
@@ -62,10 +65,10 @@ pub fn plan(old: Option<&Policy>, new: &Policy, world: &World) -> Plan {
         devices_affected: 0,
         programs: 0,
         rules_max: 0,
-        tests: test(new, world),
+        tests: test(new, &thinned),
         too_large: Vec::new(),
     };
-    programs(old, new, world, &mut plan);
+    programs(old, new, &world.kinds(&policies), &mut plan);
     plan
 }
 
@@ -96,11 +99,12 @@ fn changed(old: &Policy, new: &Policy) -> Vec<String> {
     pairs.collect()
 }
 
-fn programs(old: Option<&Policy>, new: &Policy, world: &World, plan: &mut Plan) {
+fn programs(old: Option<&Policy>, new: &Policy, kinds: &[Kind<'_>], plan: &mut Plan) {
     let mut classes = std::collections::BTreeMap::<_, (&Facts, usize)>::new();
-    for facts in world.devices() {
+    for kind in kinds {
+        let facts = kind.first;
         let key = (old.map(|p| class_of(p, facts)), class_of(new, facts));
-        classes.entry(key).or_insert((facts, 0)).1 += 1;
+        classes.entry(key).or_insert((facts, 0)).1 += kind.count;
     }
     let made: BTreeSet<_> = classes.keys().map(|(_, class)| class).collect();
     plan.programs = made.len();

@@ -9,7 +9,7 @@ use hedgerow_model::id::{DeviceId, DeviceName, LabelValue, Labels, SiteName};
 use hedgerow_model::program::{Attribute, Class, ClassValue, Limit, Services};
 use hedgerow_model::service::{Ports, Protocol};
 
-use crate::compile::class_of;
+use crate::compile::{class_of, compared};
 use crate::evaluate::{Case, Clock, Force, Outcome, Party, judge};
 use crate::facts::{Facts, World};
 use crate::policy::{Endpoint, Policy};
@@ -206,11 +206,7 @@ pub(crate) fn changes(old: Option<&Policy>, new: &Policy, world: &World) -> Vec<
     let policies: Vec<&Policy> = old.into_iter().chain([new]).collect();
     let members = representatives(&policies, world);
     let services = pieces(&policies);
-    let compared: BTreeSet<&Attribute> = policies
-        .iter()
-        .flat_map(|p| &p.rules)
-        .flat_map(|r| &r.same)
-        .collect();
+    let compared: BTreeSet<&Attribute> = policies.iter().flat_map(|p| compared(p)).collect();
     let compared: Vec<&Attribute> = compared.into_iter().take(COMPARED_MAX).collect();
     let mut found = Found::new();
     for (from_class, from) in &members {

@@ -36,7 +36,9 @@ const STAND_INS_MAX: usize = 64;
 /// policy cannot tell apart are tried once. The states devices are in do not count, only those that
 /// a test supposes.
 pub fn test(policy: &Policy, world: &World) -> Vec<TestResult> {
-    policy.tests.iter().map(|t| run(policy, world, t)).collect()
+    let world = world.thinned(&[policy]);
+    let tests = policy.tests.iter();
+    tests.map(|t| run(policy, &world, t)).collect()
 }
 
 fn run(policy: &Policy, world: &World, test: &Test) -> TestResult {

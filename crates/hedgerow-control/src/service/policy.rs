@@ -96,8 +96,9 @@ impl Controller {
         let in_force = InForce::new(record.clone(), policy);
         // Compiles and signs every class now: what cannot be compiled is never in force.
         tokio::task::block_in_place(|| {
-            let mut living = draft.next.living();
-            living.try_for_each(|d| in_force.program(&draft.next.facts(d), signer).map(drop))
+            let world = world(&draft.next);
+            let mut kinds = world.kinds(&[&in_force.policy]).into_iter();
+            kinds.try_for_each(|kind| in_force.program(kind.first, signer).map(drop))
         })?;
         set_members(&mut change.tx, draft.next.members.max(change.revision)).await?;
         let revision = change.commit().await?;
@@ -273,27 +274,27 @@ fn needs_confirmation(losses: &[String]) -> Refusal {
 
 /// Returns, class by class, which devices would lose a large part of their rules.
 fn losses(snapshot: &Snapshot, old: &Policy, new: &Policy) -> Result<Vec<String>, Refusal> {
-    let mut classes: BTreeMap<(Class, Class), (Vec<String>, Program, Program)> = BTreeMap::new();
-    for device in snapshot.living() {
-        let facts = snapshot.facts(device);
+    let mut classes: BTreeMap<(Class, Class), (String, usize, Program, Program)> = BTreeMap::new();
+    for kind in world(snapshot).kinds(&[old, new]) {
+        let facts = kind.first;
         let class = (
-            hedgerow_policy::class_of(old, &facts),
-            hedgerow_policy::class_of(new, &facts),
+            hedgerow_policy::class_of(old, facts),
+            hedgerow_policy::class_of(new, facts),
         );
-        let name = format!("{}.{}", device.name, device.site);
         if let Some(known) = classes.get_mut(&class) {
-            known.0.push(name);
+            known.1 += kind.count;
             continue;
         }
         let too_large = |e: hedgerow_policy::TooLarge| {
             Refusal::invalid(format!("a program is too large: {e}"), "use fewer rules")
         };
-        let before = hedgerow_policy::compile(old, &facts).map_err(too_large)?;
-        let after = hedgerow_policy::compile(new, &facts).map_err(too_large)?;
-        classes.insert(class, (vec![name], before, after));
+        let before = hedgerow_policy::compile(old, facts).map_err(too_large)?;
+        let after = hedgerow_policy::compile(new, facts).map_err(too_large)?;
+        let name = format!("{}.{}", facts.name, facts.site);
+        classes.insert(class, (name, kind.count, before, after));
     }
     let mut out = Vec::new();
-    for (names, before, after) in classes.into_values() {
+    for (first, count, before, after) in classes.into_values() {
         let kept: BTreeSet<_> = after.rules.iter().map(key).collect();
         let lost = before
             .rules
@@ -301,10 +302,9 @@ fn losses(snapshot: &Snapshot, old: &Policy, new: &Policy) -> Result<Vec<String>
             .filter(|r| !kept.contains(&key(r)))
             .count();
         if lost > LOSS_RULES_MAX && lost * 100 > before.rules.len() * LOSS_PERCENT_MAX {
-            let first = names.first().map_or("", String::as_str);
             out.push(format!(
                 "{first} and {} others would lose {lost} of {} rules",
-                names.len() - 1,
+                count - 1,
                 before.rules.len()
             ));
         }
