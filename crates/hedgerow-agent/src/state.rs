@@ -609,7 +609,7 @@ impl World {
         let (Some(names), Some(config)) = (&self.names, &self.config) else {
             return out;
         };
-        for entry in &names.entries {
+        for entry in names.entries.iter().filter(|e| e.id != self.ticket.id) {
             let full = format!("{}.{}.{}", entry.name, entry.site, config.suffix);
             let short = format!("{}.{}", entry.name, entry.site);
             for address in entry.addresses.iter() {

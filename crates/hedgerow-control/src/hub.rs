@@ -132,6 +132,8 @@ pub(crate) struct Status {
     pub(crate) generation: u64,
     /// Events of this session below this sequence number are stored.
     pub(crate) events_upto: u64,
+    /// When it was last given a certificate.
+    pub(crate) renewed: Option<Mono>,
 }
 
 impl Status {

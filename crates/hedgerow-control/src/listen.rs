@@ -8,17 +8,20 @@ use hedgerow_identity::certificate::{PeerIdentity, Purpose, RefusedCertificate, 
 use hedgerow_model::event::{Event, EventKind};
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::api;
 use crate::control::Controller;
+use crate::crowd::{Crowd, Place};
 use crate::distribute;
 use crate::enroll;
 use crate::hub::Counters;
 use crate::tls::{Speaks, Tls};
 
+/// How long a connection may take to say what it wants. It takes no turn from anybody meanwhile.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// How long a handshake may take, once it has its turn.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may wait for its turn.
@@ -39,9 +42,10 @@ pub(crate) struct Door {
     /// The REST service.
     pub(crate) api: axum::Router,
     handshakes: Semaphore,
-    waiting: Arc<Semaphore>,
-    /// Places for those who proved nothing: they compete with each other alone.
-    strangers: Semaphore,
+    /// Those whose handshake is not done.
+    arriving: Arc<Crowd>,
+    /// Those who proved nothing: they compete with each other alone.
+    strangers: Arc<Crowd>,
     operators: Semaphore,
     refused_at: std::sync::Mutex<Option<hedgerow_model::Mono>>,
 }
@@ -52,8 +56,8 @@ impl Door {
         let limits = &control.config.limits;
         Self {
             handshakes: Semaphore::new(limits.handshakes_max),
-            waiting: Arc::new(Semaphore::new(limits.waiting_max)),
-            strangers: Semaphore::new(limits.waiting_max),
+            arriving: Crowd::new(limits.waiting_max, limits.handshakes_max),
+            strangers: Crowd::new(limits.waiting_max, limits.handshakes_max),
             operators: Semaphore::new(OPERATORS_MAX),
             refused_at: std::sync::Mutex::default(),
             api: api::router(control.clone()),
@@ -86,13 +90,14 @@ impl Door {
 
     fn accepted(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
         Counters::add(&self.control.hub.counters.accepted);
-        let Ok(place) = self.waiting.clone().try_acquire_owned() else {
-            // Closed at once: agents come back after a jittered time.
-            Counters::add(&self.control.hub.counters.shed);
+        // Closed at once: agents come back after a jittered time.
+        let Some(place) = self.or_shed(self.arriving.enter(source.ip())) else {
             return;
         };
         tokio::spawn(async move {
-            let handshaken = self.handshake(stream).await;
+            // Each stage in its own allocation: a connection that lives for months holds what its last
+            // stage needs, not what the largest of all needs.
+            let handshaken = Box::pin(self.handshake(stream, &place)).await;
             drop(place);
             if let Some((speaks, stream)) = handshaken {
                 self.serve(speaks, stream, source).await;
@@ -100,30 +105,42 @@ impl Door {
         });
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Option<(Speaks, Box<TlsStream<TcpStream>>)> {
-        let turn = tokio::time::timeout(TURN_WITHIN, self.handshakes.acquire()).await;
-        let _turn = turn.ok()?.ok()?;
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        place: &Place,
+    ) -> Option<(Speaks, Box<TlsStream<TcpStream>>)> {
         // Small messages must not wait for each other.
         stream.set_nodelay(true).ok()?;
-        let tls = self.tls.clone();
-        let shake = async move {
-            let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-            let (speaks, config) = tls.choose(&start.client_hello());
-            let stream = start.into_stream(config).await?;
-            Ok::<_, std::io::Error>((speaks, Box::new(stream)))
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let start = self.in_time(HELLO_WITHIN, hello).await?;
+        let turns = async {
+            // First among those of the same source: only then among all.
+            let own = place.turns().acquire().await.ok()?;
+            Some((own, self.handshakes.acquire().await.ok()?))
         };
-        match tokio::time::timeout(HANDSHAKE_WITHIN, shake).await {
-            Ok(Ok(done)) => Some(done),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "handshake failed");
-                Counters::add(&self.control.hub.counters.handshakes_failed);
-                None
-            }
-            Err(_elapsed) => {
-                Counters::add(&self.control.hub.counters.handshakes_failed);
-                None
-            }
+        let _turn = tokio::time::timeout(TURN_WITHIN, turns).await.ok()??;
+        let (speaks, config) = self.tls.choose(&start.client_hello());
+        let shake = start.into_stream(config);
+        let stream = self.in_time(HANDSHAKE_WITHIN, shake).await?;
+        Some((speaks, Box::new(stream)))
+    }
+
+    /// Waits for a step of a handshake; counts it when it fails.
+    async fn in_time<T>(
+        &self,
+        within: Duration,
+        step: impl Future<Output = std::io::Result<T>>,
+    ) -> Option<T> {
+        let done = tokio::time::timeout(within, step).await.ok();
+        if let Some(Err(error)) = &done {
+            tracing::debug!(%error, "handshake failed");
         }
+        let done = done.and_then(Result::ok);
+        if done.is_none() {
+            Counters::add(&self.control.hub.counters.handshakes_failed);
+        }
+        done
     }
 
     async fn serve(
@@ -134,20 +151,21 @@ impl Door {
     ) {
         match speaks {
             Speaks::Enroll => {
-                if let Some(_place) = self.place(&self.strangers) {
-                    enroll::serve(self.control.clone(), stream, source.ip()).await;
+                if let Some(_place) = self.or_shed(self.strangers.enter(source.ip())) {
+                    let served = enroll::serve(self.control.clone(), stream, source.ip());
+                    Box::pin(served).await;
                 }
             }
             Speaks::Http => {
                 let caller = api::Caller::new(self.judge(&stream, Purpose::Operator));
                 if caller.is_operator() {
-                    if let Some(_place) = self.place(&self.operators) {
-                        api::serve(self.api.clone(), stream, caller).await;
+                    if let Some(_place) = self.or_shed(self.operators.try_acquire().ok()) {
+                        Box::pin(api::serve(self.api.clone(), stream, caller)).await;
                     }
-                } else if let Some(_place) = self.place(&self.strangers) {
+                } else if let Some(_place) = self.or_shed(self.strangers.enter(source.ip())) {
                     let served = api::serve(self.api.clone(), stream, caller);
                     // Whoever is told to show a certificate has been told by then.
-                    drop(tokio::time::timeout(STRANGER_WITHIN, served).await);
+                    drop(tokio::time::timeout(STRANGER_WITHIN, Box::pin(served)).await);
                 }
             }
             Speaks::Sync => match self.judge(&stream, Purpose::Device) {
@@ -156,13 +174,15 @@ impl Door {
                         return;
                     };
                     let source = source.to_string();
-                    distribute::serve(self.control.clone(), *stream, peer, device, source).await;
+                    let served =
+                        distribute::serve(self.control.clone(), stream, peer, device, source);
+                    Box::pin(served).await;
                 }
                 Some(Err(refused)) => {
                     self.refused(&refused, source);
-                    if let Some(_place) = self.place(&self.strangers) {
+                    if let Some(_place) = self.or_shed(self.strangers.enter(source.ip())) {
                         let why = refused.to_string();
-                        let told = distribute::refuse(*stream, &why);
+                        let told = Box::pin(distribute::refuse(*stream, &why));
                         drop(tokio::time::timeout(STRANGER_WITHIN, told).await);
                     }
                 }
@@ -171,9 +191,8 @@ impl Door {
         }
     }
 
-    /// Takes a place for a connection's whole life; without one the connection is closed at once.
-    fn place<'s>(&self, places: &'s Semaphore) -> Option<SemaphorePermit<'s>> {
-        let place = places.try_acquire().ok();
+    /// Passes on a place for a connection's whole life; without one the connection is closed at once.
+    fn or_shed<T>(&self, place: Option<T>) -> Option<T> {
         if place.is_none() {
             Counters::add(&self.control.hub.counters.shed);
         }

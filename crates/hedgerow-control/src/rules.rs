@@ -3,21 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hedgerow_model::id::{Revision, SiteName};
-use hedgerow_model::program::{Class, Program};
+use hedgerow_model::id::{Labels, Revision, SiteName};
+use hedgerow_model::program::{Attribute, Class, Program};
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::statement::NameEntry;
 use hedgerow_model::wire;
 use hedgerow_policy::{Diagnostic, Facts, Policy, Severity};
 use hedgerow_sync::controller::Offer;
 
+use crate::names::{Asker, Directory, List};
 use crate::refusal::{Kind, Refusal};
 use crate::sign::Signer;
 use crate::store::policies::PolicyRecord;
-
-/// Most names that one device is given; a device that may begin flows to more peers finds the rest
-/// by address.
-pub(crate) const NAMES_GIVEN_MAX: usize = 2000;
 
 /// The policy that a controller begins with: nothing is granted, everything is enforced.
 pub(crate) const FIRST_POLICY: &str = "\
@@ -27,17 +24,19 @@ meta: { name: nothing-granted-yet }
 defaults: { deny: both }
 ";
 
+/// Most sets of labels whose program is remembered; when there are more, all are forgotten.
+const LABELS_KNOWN_MAX: usize = 10_000;
+
 /// A class's program, signed.
 #[derive(Debug)]
 pub(crate) struct Compiled {
+    /// Its number among those of the policy.
+    number: usize,
     /// What it says.
     pub(crate) program: Program,
     /// What is sent.
     pub(crate) offer: Arc<Offer>,
 }
-
-/// Names by the class and site of who may know them.
-type Names = BTreeMap<(Class, SiteName), Arc<Vec<NameEntry>>>;
 
 /// The policy in force. Compiling is a pure function of it, so what is remembered here is only
 /// saved work.
@@ -47,28 +46,36 @@ pub(crate) struct InForce {
     pub(crate) record: PolicyRecord,
     /// What it says.
     pub(crate) policy: Policy,
-    programs: Mutex<BTreeMap<Class, Arc<Compiled>>>,
-    names: Mutex<(Revision, Names)>,
-    groups: Mutex<(Revision, Arc<Vec<Group>>)>,
+    programs: Mutex<Programs>,
+    names: Directory,
 }
 
-/// Devices that no rule can tell apart, within a site.
-#[derive(Debug)]
-struct Group {
-    representative: Facts,
-    entries: Vec<NameEntry>,
+/// What was compiled so far.
+#[derive(Debug, Default)]
+struct Programs {
+    by_class: BTreeMap<Class, Arc<Compiled>>,
+    /// The same, without the work of finding out the class.
+    by_labels: BTreeMap<SiteName, BTreeMap<Labels, Arc<Compiled>>>,
+    labels_known: usize,
 }
 
-impl Group {
-    /// Returns whether a device like `own` may begin flows to these.
-    fn may_be_named(&self, program: &Program, own: &Facts) -> bool {
-        let mut peer = self.representative.clone();
-        if peer.id == own.id {
-            // A device stands for its own group: ask as for another of the group. Where rules tell
-            // devices apart by id, the group has nobody else.
-            peer.id.0 = peer.id.0.map(|byte| !byte);
+impl Programs {
+    fn of(&self, facts: &Facts) -> Option<Arc<Compiled>> {
+        self.by_labels.get(&facts.site)?.get(&facts.labels).cloned()
+    }
+
+    fn remember(&mut self, facts: &Facts, compiled: &Arc<Compiled>) {
+        let mut attributes = compiled.program.class.0.iter().map(|(a, _)| a);
+        if attributes.any(|a| matches!(a, Attribute::Name | Attribute::Id)) {
+            return;
         }
-        !hedgerow_policy::names_for(program, own, [&peer]).is_empty()
+        if self.labels_known >= LABELS_KNOWN_MAX {
+            self.by_labels.clear();
+            self.labels_known = 0;
+        }
+        let of_site = self.by_labels.entry(facts.site.clone()).or_default();
+        of_site.insert(facts.labels.clone(), compiled.clone());
+        self.labels_known += 1;
     }
 }
 
@@ -107,8 +114,7 @@ impl InForce {
             record,
             policy,
             programs: Mutex::default(),
-            names: Mutex::default(),
-            groups: Mutex::default(),
+            names: Directory::default(),
         }
     }
 
@@ -118,16 +124,21 @@ impl InForce {
         facts: &Facts,
         signer: Signer<'_>,
     ) -> Result<Arc<Compiled>, Refusal> {
-        let class = hedgerow_policy::class_of(&self.policy, facts);
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = programs.get(&class) {
-            return Ok(known.clone());
+        if let Some(known) = programs.of(facts) {
+            return Ok(known);
+        }
+        let class = hedgerow_policy::class_of(&self.policy, facts);
+        if let Some(known) = programs.by_class.get(&class).cloned() {
+            programs.remember(facts, &known);
+            return Ok(known);
         }
         let program = hedgerow_policy::compile(&self.policy, facts)
             .map_err(|e| Refusal::bug(format!("the policy in force does not compile: {e}")))?;
         let revision = self.record.revision;
         let bytes = signer.program(revision, wire::encode(&program))?;
         let compiled = Arc::new(Compiled {
+            number: programs.by_class.len(),
             program,
             offer: Offer::new(Resource {
                 kind: ResourceKind::Program,
@@ -135,61 +146,26 @@ impl InForce {
                 bytes,
             }),
         });
-        programs.insert(class, compiled.clone());
+        programs.by_class.insert(class, compiled.clone());
+        programs.remember(facts, &compiled);
         Ok(compiled)
     }
 
-    /// Returns whom devices of the class and site of `own` may begin flows to. `members` is the
-    /// newest change to `living`.
-    pub(crate) fn names<'a>(
+    /// Returns whom a device like `own` may begin flows to. `members` is the newest change to `living`.
+    pub(crate) fn names(
         &self,
         own: &Facts,
         compiled: &Compiled,
         members: Revision,
-        living: impl FnOnce() -> Vec<(Facts, NameEntry)> + 'a,
-    ) -> Arc<Vec<NameEntry>> {
-        let key = (compiled.program.class.clone(), own.site.clone());
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        if names.0 != members {
-            *names = (members, Names::new());
-        }
-        if let Some(known) = names.1.get(&key) {
-            return known.clone();
-        }
-        let groups = self.groups(members, living);
-        let mut entries: Vec<NameEntry> = groups
-            .iter()
-            .filter(|g| g.may_be_named(&compiled.program, own))
-            .flat_map(|g| g.entries.iter().cloned())
-            .collect();
-        entries.sort_by(|a, b| (&a.site, &a.name).cmp(&(&b.site, &b.name)));
-        entries.truncate(NAMES_GIVEN_MAX);
-        let entries = Arc::new(entries);
-        names.1.insert(key, entries.clone());
-        entries
-    }
-
-    fn groups(
-        &self,
-        members: Revision,
         living: impl FnOnce() -> Vec<(Facts, NameEntry)>,
-    ) -> Arc<Vec<Group>> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        if groups.0 != members {
-            let mut by_key: BTreeMap<(Class, SiteName), Group> = BTreeMap::new();
-            for (facts, entry) in living() {
-                let class = hedgerow_policy::class_of(&self.policy, &facts);
-                by_key
-                    .entry((class, facts.site.clone()))
-                    .or_insert_with(|| Group {
-                        representative: facts,
-                        entries: Vec::new(),
-                    })
-                    .entries
-                    .push(entry);
-            }
-            *groups = (members, Arc::new(by_key.into_values().collect()));
-        }
-        groups.1.clone()
+    ) -> Arc<List> {
+        let revision = members.max(self.record.revision);
+        let asker = Asker {
+            policy: &self.policy,
+            program: &compiled.program,
+            number: compiled.number,
+            own,
+        };
+        self.names.list(asker, revision, living)
     }
 }

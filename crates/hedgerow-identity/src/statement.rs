@@ -364,7 +364,7 @@ impl Trust {
         })
     }
 
-    /// Believes the list of names for `device`, by the policy role key. The caller compares the
+    /// Believes a list of names for devices of `site`, by the policy role key. The caller compares the
     /// revision with the one in force.
     ///
     /// # Errors
@@ -373,15 +373,15 @@ impl Trust {
     pub fn verify_names(
         &self,
         bytes: &[u8],
-        device: DeviceId,
+        site: &SiteName,
     ) -> Result<Verified<Names>, RefusedStatement> {
         let what = "list of names";
         let names: Verified<Names> =
             self.role_statement(bytes, ContentType::Names, Role::Policy, what)?;
-        if names.device != device {
+        if names.site != *site {
             return Err(RefusedStatement::OtherSubject {
                 what,
-                subject: names.device.to_string(),
+                subject: names.site.to_string(),
             });
         }
         let fits = names.entries.len() <= NAMES_MAX

@@ -123,6 +123,8 @@ events! {
     33 RouteOverlapped "route_overlapped" Medium;
     /// A device's disk did not take what is in force: a reboot would forget it; details `reason`, `revision`.
     34 DiskFailed "disk_failed" High;
+    /// A list of names did not take every peer; the others are reached by address; details `site`, `count`.
+    35 NamesLeftOut "names_left_out" Low;
 }
 
 impl fmt::Display for EventKind {

@@ -31,7 +31,7 @@ pub enum ResourceKind {
     /// [`crate::statement::SiteConfig`]; policy key; site.
     #[n(5)]
     Config,
-    /// [`crate::statement::Names`]; policy key; device.
+    /// [`crate::statement::Names`]; policy key; site.
     #[n(6)]
     Names,
 }

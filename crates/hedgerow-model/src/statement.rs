@@ -321,15 +321,16 @@ pub struct NameEntry {
 /// Most entries in one list of names.
 pub const NAMES_MAX: usize = 20_000;
 
-/// Names of the peers that a device's program lets it begin flows to, by the policy role key.
+/// Names of peers that some devices of a site may begin flows to, by the policy role key. Devices that
+/// no rule can tell apart share one list.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Names {
     /// Order; a smaller one is refused.
     #[n(0)]
     pub revision: Revision,
-    /// The device it is for.
+    /// The site it is for.
     #[n(1)]
-    pub device: DeviceId,
+    pub site: SiteName,
     /// Sorted by site and name.
     #[n(2)]
     pub entries: Vec<NameEntry>,

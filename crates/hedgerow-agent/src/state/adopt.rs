@@ -312,7 +312,7 @@ impl State {
             }
             ResourceKind::Names => {
                 let names = trust
-                    .verify_names(bytes, world.ticket.id)
+                    .verify_names(bytes, &world.ticket.site)
                     .map_err(statement)?;
                 signed_version(resource, names.revision)?;
                 let held = world.names.as_ref().map(|n| n.revision);

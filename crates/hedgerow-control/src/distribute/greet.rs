@@ -232,8 +232,13 @@ impl Agent {
 
     fn first_offers(&mut self, hello: &Hello) -> Result<(), End> {
         let snapshot = self.control.snapshot();
-        self.offers
-            .refresh(&self.control, &snapshot, self.device, dirty::ALL)?;
+        self.offers.refresh(
+            &self.control,
+            &snapshot,
+            self.device,
+            &hello.heads,
+            dirty::ALL,
+        )?;
         let current = snapshot
             .device(self.device)
             .is_some_and(|d| d.key_hash == self.peer.spki_digest());

@@ -30,7 +30,9 @@ use crate::hub::{Counters, Signal, dirty};
 use crate::refusal::Refusal;
 
 /// Bytes read at once; larger messages take several reads.
-const READ_BYTES: usize = 2048;
+const READ_BYTES: usize = 512;
+/// Most encrypted bytes that wait for the socket: one part of a message.
+const TLS_BYTES_MAX: usize = 20 << 10;
 /// How long one frame may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// Peers that one agent may look for at once, and how often one more.
@@ -106,7 +108,7 @@ impl From<Refusal> for End {
 /// Serves one agent until its connection ends.
 pub(crate) async fn serve(
     control: Arc<Controller>,
-    mut stream: TlsStream<TcpStream>,
+    mut stream: Box<TlsStream<TcpStream>>,
     peer: PeerIdentity,
     device: DeviceId,
     source: String,
@@ -117,6 +119,7 @@ pub(crate) async fn serve(
         Counters::add(&control.hub.counters.shed);
         return;
     }
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BYTES_MAX));
     control.hub.opened();
     let number = control.hub.session_number();
     let mut agent = Agent {
@@ -329,9 +332,13 @@ impl Agent {
             self.session.bye(greet::UNKNOWN);
             return Ok(());
         }
-        let changed = self
-            .offers
-            .refresh(&self.control, &snapshot, self.device, bits)?;
+        let changed = self.offers.refresh(
+            &self.control,
+            &snapshot,
+            self.device,
+            self.session.holds().1,
+            bits,
+        )?;
         if !changed {
             return Ok(());
         }

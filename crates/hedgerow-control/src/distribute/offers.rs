@@ -3,36 +3,39 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
-use hedgerow_model::resource::{Resource, ResourceHead, ResourceKind};
-use hedgerow_model::statement::{NameEntry, Names};
-use hedgerow_model::wire;
+use hedgerow_model::resource::{ResourceHead, ResourceKind};
+use hedgerow_model::statement::NameEntry;
 use hedgerow_policy::Facts;
 use hedgerow_sync::controller::Offer;
 
 use crate::control::Controller;
 use crate::hub::dirty;
+use crate::names::List;
 use crate::refusal::Refusal;
 use crate::sign::Signer;
 use crate::snapshot::{Snapshot, ticket_offer};
-use crate::store::devices::DeviceRecord;
 
 /// The offers of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Offers {
     by_kind: BTreeMap<ResourceKind, Arc<Offer>>,
-    names_hash: Option<Digest>,
+    /// What the list of names says.
+    names: Option<Digest>,
     /// The newest change that altered one of them.
     changed_at: Option<Revision>,
 }
 
 impl Offers {
-    /// Computes the offers that `bits` name; returns whether any differs from before.
+    /// Computes the offers that `bits` name; returns whether any differs from before. `held` is what the
+    /// agent brought along.
     pub(crate) fn refresh(
         &mut self,
         control: &Controller,
         snapshot: &Snapshot,
         device: DeviceId,
+        held: &[ResourceHead],
         bits: u32,
     ) -> Result<bool, Refusal> {
         let mut changed = false;
@@ -63,10 +66,13 @@ impl Offers {
             if bits & dirty::PROGRAM != 0 {
                 changed |= self.set(compiled.offer.clone());
             }
-            let living = || members(snapshot);
             let policy = &snapshot.policy;
-            let entries = policy.names(&facts, &compiled, snapshot.members, living);
-            changed |= self.set_names(snapshot, record, &entries, signer)?;
+            let list = policy.names(&facts, &compiled, snapshot.members, || members(snapshot));
+            if let Some((site, count)) = list.untold() {
+                let event = Event::new(control.clock.wall(), EventKind::NamesLeftOut);
+                control.event(event.detail("site", site).detail("count", count));
+            }
+            changed |= self.set_names(&list, held, signer)?;
         }
         Ok(self.mark(changed, snapshot))
     }
@@ -122,35 +128,28 @@ impl Offers {
         old.is_none_or(|old| old.head() != head)
     }
 
+    /// Offers the list of names. One that says the same as before stays as it is, whatever happened to
+    /// others meanwhile.
     fn set_names(
         &mut self,
-        snapshot: &Snapshot,
-        record: &DeviceRecord,
-        entries: &[NameEntry],
+        list: &List,
+        held: &[ResourceHead],
         signer: Signer<'_>,
     ) -> Result<bool, Refusal> {
-        let mut names = Names {
-            revision: Revision::default(),
-            device: record.id,
-            entries: entries
-                .iter()
-                .filter(|e| e.id != record.id)
-                .cloned()
-                .collect(),
-        };
-        let hash = Digest::of(&wire::encode(&names));
-        if self.names_hash == Some(hash) {
+        if self.names == Some(list.content) {
             return Ok(false);
         }
-        // The newest change that can have altered them, so that every connection gets equal bytes.
-        names.revision = snapshot.members.max(snapshot.policy.record.revision);
-        let bytes = signer.names(&names)?;
-        self.names_hash = Some(hash);
-        Ok(self.set(Offer::new(Resource {
-            kind: ResourceKind::Names,
-            version: names.revision,
-            bytes,
-        })))
+        let mut offer = list.offer(list.revision, signer)?;
+        let held = held.iter().find(|h| h.kind == ResourceKind::Names);
+        if let Some(held) = held.filter(|h| self.names.is_none() && h.version < list.revision) {
+            // What the agent brought along may say the same.
+            let older = list.offer(held.version, signer)?;
+            if older.head() == *held {
+                offer = older;
+            }
+        }
+        self.names = Some(list.content);
+        Ok(self.set(offer))
     }
 }
 

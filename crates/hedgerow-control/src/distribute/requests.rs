@@ -21,6 +21,9 @@ use crate::service::devices::Ending;
 /// much again.
 const RENEW_AGAIN_SECS: u64 = 30;
 
+/// Shortest time between two certificates of one device: each costs signatures and a transaction.
+const RENEW_EVERY_MIN: Duration = Duration::from_secs(10);
+
 impl Agent {
     /// The agent has an update in hand.
     pub(super) fn received(&self, revision: Revision) {
@@ -100,6 +103,14 @@ impl Agent {
             let why = "this identity is held until an operator decides";
             return Ok(self.session.renew_refused(id, why, None)?);
         }
+        let now = self.control.clock.now().mono;
+        let since = self.control.hub.with(self.device, |s| s.renewed);
+        let since = since.map(|at| now.since(at));
+        if let Some(since) = since.filter(|since| *since < RENEW_EVERY_MIN) {
+            let wait = Some(RENEW_EVERY_MIN - since);
+            let why = "a certificate was issued a moment ago";
+            return Ok(self.session.renew_refused(id, why, wait)?);
+        }
         let jitter = u64::from(entropy::bytes::<1>()[0]) % RENEW_AGAIN_SECS;
         let later = Some(Duration::from_secs(RENEW_AGAIN_SECS + jitter));
         let Ok(_turn) = self.control.signings.try_acquire() else {
@@ -120,6 +131,9 @@ impl Agent {
         {
             Ok(record) => {
                 Counters::add(&self.control.hub.counters.issued);
+                self.control
+                    .hub
+                    .with(self.device, |s| s.renewed = Some(now));
                 let chain = crate::service::enrollment::decode_chain(&record.chain);
                 self.session.renewed(Renewed {
                     id,

@@ -1,7 +1,5 @@
 //! Devices that wait for an operator's approval. Bounded per source and in total.
 
-use std::net::IpAddr;
-
 use hedgerow_model::Wall;
 use hedgerow_model::id::{DeviceId, DeviceName, Digest, Labels, SiteName};
 use hedgerow_model::statement::X25519Public;
@@ -124,6 +122,7 @@ pub(crate) async fn add(tx: &mut Tx, p: &PendingRecord) -> Result<(), StoreError
         }
         return put(tx, p).await;
     }
+    let network = |source: &str| source.parse().ok().map(crate::crowd::network);
     let own = network(&p.source);
     let mut from_source = 0;
     for row in &strangers {
@@ -145,14 +144,6 @@ pub(crate) async fn add(tx: &mut Tx, p: &PendingRecord) -> Result<(), StoreError
         .await?;
     }
     put(tx, p).await
-}
-
-/// Returns what one party can have addresses from without effort: a /64 of IPv6.
-fn network(source: &str) -> Option<IpAddr> {
-    match source.parse::<IpAddr>().ok()?.to_canonical() {
-        IpAddr::V4(a) => Some(IpAddr::V4(a)),
-        IpAddr::V6(a) => Some(IpAddr::V6((u128::from(a) >> 64 << 64).into())),
-    }
 }
 
 /// Writes what is known of a waiting device.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv6Addr, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -376,6 +376,41 @@ pub(crate) fn silent_stranger(port: u16) -> Result<impl std::io::Read, String> {
     Ok(stream)
 }
 
+/// Connects from `source` to say nothing, or to say hello and then nothing more.
+pub(crate) fn half_open(port: u16, source: [u8; 4], says_hello: bool) -> Option<TcpStream> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let fd = socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
+    bind(&fd, &SocketAddr::from((source, 0))).ok()?;
+    connect(&fd, &SocketAddr::from(([127, 0, 0, 1], port))).ok()?;
+    let mut stream = TcpStream::from(fd);
+    if says_hello {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer))
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        connection.write_tls(&mut stream).ok()?;
+    }
+    Some(stream)
+}
+
+/// Returns whether the other end has not hung up yet.
+pub(crate) fn is_open(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let mut bytes = [0; 4096];
+    loop {
+        match (&*stream).read(&mut bytes) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(e) => return e.kind() == ErrorKind::WouldBlock,
+        }
+    }
+}
+
 /// One connection.
 pub(crate) struct Uplink<'d> {
     pub(crate) session: AgentSession,
@@ -486,7 +521,10 @@ impl Uplink<'_> {
             ResourceKind::Revocations => drop(trust.verify_revocations(&r.bytes).unwrap()),
             ResourceKind::States => drop(trust.verify_states(&r.bytes).unwrap()),
             ResourceKind::Program => drop(trust.verify_program(&r.bytes).unwrap()),
-            ResourceKind::Names => drop(trust.verify_names(&r.bytes, self.device.id).unwrap()),
+            ResourceKind::Names => {
+                let site = &self.ticket().site;
+                drop(trust.verify_names(&r.bytes, site).unwrap());
+            }
             ResourceKind::Ticket => {
                 let key = self.device.key.public();
                 drop(
@@ -608,7 +646,8 @@ impl Uplink<'_> {
     pub(crate) fn names(&self) -> Vec<String> {
         let names = self.device.decoded::<Names>(ResourceKind::Names);
         let entries = names.map(|n| n.entries).unwrap_or_default();
-        entries.iter().map(|e| e.name.to_string()).collect()
+        let others = entries.iter().filter(|e| e.id != self.device.id);
+        others.map(|e| e.name.to_string()).collect()
     }
 
     pub(crate) fn manifest_version(&self) -> u64 {

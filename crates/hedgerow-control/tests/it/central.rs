@@ -105,6 +105,18 @@ impl Central {
         );
     }
 
+    /// Sets one of the bounds under `[limits]`.
+    pub(crate) fn configure(&self, key: &str, value: usize) {
+        let path = self.dir.join("control.toml");
+        let mut config: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+        let limits = config
+            .entry("limits")
+            .or_insert_with(|| toml::Table::new().into());
+        let value = toml::Value::Integer(value.try_into().unwrap());
+        limits.as_table_mut().unwrap().insert(key.to_owned(), value);
+        std::fs::write(&path, config.to_string()).unwrap();
+    }
+
     pub(crate) fn start(&mut self) {
         let log = std::fs::File::create(self.dir.join("log")).unwrap();
         let child = self

@@ -308,6 +308,18 @@ fn a_renewal_gives_a_new_certificate_while_the_session_lives() {
     else {
         panic!("not renewed");
     };
+    // A device cannot keep the issuer busy by renewing in a loop.
+    a.renew(&agent::new_key());
+    let refused = |o: &Output| {
+        matches!(
+            o,
+            Output::RenewRefused {
+                retry_after: Some(_),
+                ..
+            }
+        )
+    };
+    a.expect("to be told to wait", refused);
     a.close();
     sensor.take(&new, key);
     let mut a = sensor.connect(&central);
@@ -420,19 +432,7 @@ fn a_restored_backup_loses_no_revocation_and_takes_its_devices_back() {
 #[test]
 fn strangers_that_say_nothing_cannot_keep_agents_out() {
     let mut central = Central::new();
-    let path = central.dir.join("control.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let text = match text.lines().any(|l| l.starts_with("waiting_max")) {
-        true => text
-            .lines()
-            .map(|l| match l.starts_with("waiting_max") {
-                true => "waiting_max = 4\n".to_owned(),
-                false => format!("{l}\n"),
-            })
-            .collect(),
-        false => format!("{text}\n[limits]\nwaiting_max = 4\n"),
-    };
-    std::fs::write(&path, text).unwrap();
+    central.configure("waiting_max", 4);
     central.start();
     let (mut sensor, _) = fleet(&central);
     let mut strangers: Vec<_> = (0..8)
@@ -460,6 +460,28 @@ fn strangers_that_say_nothing_cannot_keep_agents_out() {
     assert!(open <= 4, "{open} strangers were let in");
     central.until("the strangers are sent away", || {
         strangers.iter_mut().all(|s| is_closed(s))
+    });
+}
+
+#[test]
+fn a_source_that_leaves_handshakes_open_cannot_keep_agents_out() {
+    let mut central = Central::new();
+    central.configure("waiting_max", 64);
+    central.configure("handshakes_max", 4);
+    central.start();
+    let (mut sensor, _) = fleet(&central);
+    // Some say nothing at all, some begin a handshake and stop, and they come again and again.
+    let source = [127, 0, 0, 66];
+    let crowd: Vec<_> = (0..200)
+        .filter_map(|n| agent::half_open(central.port, source, n % 2 == 0))
+        .collect();
+    let mut a = sensor.connect(&central);
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+    let left = crowd.iter().filter(|s| agent::is_open(s)).count();
+    assert!(left <= 16, "{left} of the crowd are still let in");
+    a.close();
+    central.until("the crowd is sent away", || {
+        !crowd.iter().any(agent::is_open)
     });
 }
 

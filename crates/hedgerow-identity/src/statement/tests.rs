@@ -437,7 +437,7 @@ fn config(site_name: &str) -> SiteConfig {
 }
 
 #[test]
-fn what_is_meant_for_another_site_or_device_is_refused() {
+fn what_is_meant_for_another_site_is_refused() {
     let plant = Plant::new();
     let signed = sign_config(&config("s1"), &plant.policy).unwrap();
     assert!(plant.trust.verify_config(&signed, &site("s1")).is_ok());
@@ -445,15 +445,12 @@ fn what_is_meant_for_another_site_or_device_is_refused() {
     assert!(matches!(refused, RefusedStatement::OtherSubject { .. }));
     let names = Names {
         revision: Revision::default(),
-        device: DeviceId([7; 16]),
+        site: site("s1"),
         entries: vec![],
     };
     let signed = sign_names(&names, &plant.policy).unwrap();
-    assert!(plant.trust.verify_names(&signed, names.device).is_ok());
-    let refused = plant
-        .trust
-        .verify_names(&signed, DeviceId([8; 16]))
-        .unwrap_err();
+    assert!(plant.trust.verify_names(&signed, &site("s1")).is_ok());
+    let refused = plant.trust.verify_names(&signed, &site("s2")).unwrap_err();
     assert!(matches!(refused, RefusedStatement::OtherSubject { .. }));
 }
 
@@ -498,7 +495,7 @@ fn hostile_statements_never_panic() {
         assert!(trust.verify_states(bytes).is_err());
         assert!(trust.verify_program(bytes).is_err());
         assert!(trust.verify_config(bytes, &site("s1")).is_err());
-        assert!(trust.verify_names(bytes, ticket.id).is_err());
+        assert!(trust.verify_names(bytes, &ticket.site).is_err());
         assert!(trust.verify_beacon(bytes, &standing).is_err());
     });
 }
@@ -518,7 +515,7 @@ fn hostile_payloads_under_good_signatures_never_panic() {
         let signed = cose::sign(payload, ContentType::Revocations, &plant.revocation).unwrap();
         trust.verify_revocations(&signed).ok();
         let signed = cose::sign(payload, ContentType::Names, &plant.policy).unwrap();
-        trust.verify_names(&signed, DeviceId([7; 16])).ok();
+        trust.verify_names(&signed, &site("s1")).ok();
         let signed = cose::sign(payload, ContentType::Program, &plant.policy).unwrap();
         if let Ok(program) = trust.verify_program(&signed) {
             program.program().ok();

@@ -238,7 +238,7 @@ impl Domain {
         };
         let body = Names {
             revision: rev(n),
-            device: of.id(),
+            site: of.body.site.clone(),
             entries: list.iter().map(entry).collect(),
         };
         let bytes = sign_names(&body, &self.policy).unwrap();
