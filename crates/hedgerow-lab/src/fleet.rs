@@ -280,6 +280,8 @@ struct Controller {
 struct Look {
     at: Instant,
     cpu_ms: u64,
+    /// What the simulated agents themselves used, on the same machine.
+    fleet_cpu_ms: u64,
     rss_kib: u64,
     peak_kib: u64,
 }
@@ -287,15 +289,6 @@ struct Look {
 impl Controller {
     fn look(self) -> Result<Look> {
         let pid = self.pid;
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, rest) = stat.rsplit_once(')').context("a process")?;
-        // User and system time, in hundredths of a second.
-        let ticks: u64 = rest
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let kib = |key: &str| {
             let line = status.lines().find_map(|l| l.strip_prefix(key));
@@ -304,23 +297,37 @@ impl Controller {
         };
         Ok(Look {
             at: clock::now(),
-            cpu_ms: ticks * 10,
+            cpu_ms: cpu_ms(&pid.to_string())?,
+            fleet_cpu_ms: cpu_ms("self")?,
             rss_kib: kib("VmRSS:"),
             peak_kib: kib("VmHWM:"),
         })
     }
 }
 
+/// Returns the time that a process has computed so far.
+fn cpu_ms(process: &str) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("a process")?;
+    let fields = rest.split_whitespace().skip(11).take(2);
+    // User and system time, in hundredths of a second.
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(ticks * 10)
+}
+
 fn report(screen: Screen, what: &str, agents: usize, ms: f64, before: Look, after: Look) {
     let cpu = after.cpu_ms.saturating_sub(before.cpu_ms);
+    let fleet_cpu = after.fleet_cpu_ms.saturating_sub(before.fleet_cpu_ms);
     let (rss, peak) = (after.rss_kib, after.peak_kib);
     screen.say(&format!(
-        "  {what}: {ms} ms; controller: {cpu} ms CPU, {rss} KiB resident (peak {peak} KiB), {} KiB more",
+        "  {what}: {ms:.0} ms; controller: {cpu} ms CPU, {rss} KiB resident (peak {peak} KiB), {} KiB more; \
+         simulated agents: {fleet_cpu} ms CPU",
         rss.saturating_sub(before.rss_kib),
     ));
     let wall = after.at.duration_since(before.at).as_secs_f64();
     screen.object(&json!({
-        "what": what, "agents": agents, "ms": ms, "control_cpu_ms": cpu, "control_rss_kib": rss,
+        "what": what, "agents": agents, "ms": ms, "control_cpu_ms": cpu,
+        "fleet_cpu_ms": fleet_cpu, "control_rss_kib": rss,
         "control_peak_kib": peak, "control_rss_growth_kib": rss.saturating_sub(before.rss_kib),
         "wall_seconds": wall,
     }));
