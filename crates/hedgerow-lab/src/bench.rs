@@ -1,4 +1,5 @@
-//! Figures of the kernel's table: how long loading takes, and what a packet costs, by its size.
+//! Figures of the kernel's table: how long loading, reading back and changing one peer take, and what
+//! a packet costs, by its size.
 //!
 //! Two namespaces and one link. The receiver's table holds as many peers as asked for, and one of
 //! them is the sender; what a datagram costs from `send` to the receiver's socket, its way through
@@ -15,7 +16,8 @@ use hedgerow_model::program::Mode;
 use hedgerow_model::ruleset::{Entry, Lifeline, Profile, ProfileId, RuleRef, Ruleset, Verdict};
 use hedgerow_model::service::Ports;
 use hedgerow_model::{Mono, Now, Wall};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::lab::Lab;
 use crate::matrix::own_program;
@@ -29,6 +31,8 @@ const PEER: Ipv4Addr = Ipv4Addr::new(100, 80, 0, 2);
 const PORT: u16 = 9000;
 const DATAGRAMS: u32 = 200_000;
 const ROUNDS: usize = 7;
+/// Changes of one peer, an even number so that it is there in the end; their median counts.
+const CHANGES: usize = 100;
 /// Peers in the table; none at first, without a table.
 const SIZES: [usize; 4] = [0, 10, 1_000, 100_000];
 
@@ -73,17 +77,22 @@ pub(crate) fn kernel(screen: Screen) -> Result<bool> {
     }
     let mut bare = 0.0;
     for peers in SIZES {
-        let (load_ms, verify_ms, nanos) = one(peers)?;
+        let (held, nanos) = one(peers)?;
         if peers == 0 {
             bare = nanos;
         }
+        let Held {
+            load_ms,
+            verify_ms,
+            change_us,
+        } = held;
         let added = ((nanos - bare) * 10.0).round() / 10.0;
         screen.say(&format!(
             "{peers:>7} peers: loaded in {load_ms} ms, read back in {verify_ms} ms, \
-             {nanos} ns per datagram, {added} ns more than without a table"
+             one changed in {change_us} µs, {nanos} ns per datagram, {added} ns more than without a table"
         ));
         screen.object(&json!({
-            "peers": peers, "load_ms": load_ms, "verify_ms": verify_ms,
+            "peers": peers, "load_ms": load_ms, "verify_ms": verify_ms, "change_us": change_us,
             "ns_per_datagram": nanos, "ns_added": added,
         }));
     }
@@ -91,7 +100,7 @@ pub(crate) fn kernel(screen: Screen) -> Result<bool> {
     Ok(true)
 }
 
-fn one(peers: usize) -> Result<(f64, f64, f64)> {
+fn one(peers: usize) -> Result<(Held, f64)> {
     let (own, count) = (own_program()?, peers.to_string());
     let mut holder =
         process::command(&["ip", "netns", "exec", RECEIVER, &own, "bench-hold", &count])?
@@ -104,7 +113,7 @@ fn one(peers: usize) -> Result<(f64, f64, f64)> {
     while out.read(&mut byte)? == 1 && byte != *b"\n" {
         said.extend_from_slice(&byte);
     }
-    let loaded: Value = serde_json::from_slice(&said).context("the table was not loaded")?;
+    let held: Held = serde_json::from_slice(&said).context("the table was not loaded")?;
     let mut nanos = Vec::new();
     for _ in 0..ROUNDS {
         let text = plant::in_namespace(SENDER, &[&own, "bench-send"])?;
@@ -114,13 +123,16 @@ fn one(peers: usize) -> Result<(f64, f64, f64)> {
     // Its input ends, and with it the holder and its table.
     drop(holder.stdin.take());
     holder.wait()?;
-    let figure = |key: &str| loaded.get(key).and_then(Value::as_f64).unwrap_or_default();
     let median = nanos.get(ROUNDS / 2).copied().unwrap_or_default();
-    Ok((
-        figure("load_ms"),
-        figure("verify_ms"),
-        (median * 10.0).round() / 10.0,
-    ))
+    Ok((held, (median * 10.0).round() / 10.0))
+}
+
+/// What the holder of a table measured.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Held {
+    load_ms: f64,
+    verify_ms: f64,
+    change_us: f64,
 }
 
 /// Holds a table of so many peers until standard input ends.
@@ -136,20 +148,21 @@ pub(crate) fn hold(peers: usize) -> Result<bool> {
     let socket = UdpSocket::bind((OWN, PORT))?;
     let start = clock::now();
     let mut table = None;
-    let (mut load_ms, mut verify_ms) = (0.0, 0.0);
+    let mut held = Held::default();
     if peers > 0 {
         let mut opened = Table::open(None)?;
         opened.load(&ruleset(peers), moment())?;
-        load_ms = clock::ms_since(start);
+        held.load_ms = clock::ms_since(start);
         let start = clock::now();
         anyhow::ensure!(
             opened.verify(Mono::ZERO)?.is_intact(),
             "not what was loaded"
         );
-        verify_ms = clock::ms_since(start);
+        held.verify_ms = clock::ms_since(start);
+        held.change_us = changed(&mut opened)?;
         table = Some(opened);
     }
-    println!("{}", json!({"load_ms": load_ms, "verify_ms": verify_ms}));
+    println!("{}", serde_json::to_string(&held)?);
     std::io::stdout().flush()?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     drop(socket);
@@ -157,6 +170,24 @@ pub(crate) fn hold(peers: usize) -> Result<bool> {
         table.remove()?;
     }
     Ok(true)
+}
+
+/// Takes the sender out and puts it in, again and again; returns the median in microseconds.
+fn changed(table: &mut Table) -> Result<f64> {
+    let address = Overlay(IpAddr::from(PEER));
+    let mut micros = Vec::new();
+    for round in 0..CHANGES {
+        let start = clock::now();
+        if round % 2 == 0 {
+            table.remove_peer(address)?;
+        } else {
+            table.set_peer(address, ProfileId(1))?;
+        }
+        micros.push(clock::ms_since(start) * 1000.0);
+    }
+    micros.sort_by(f64::total_cmp);
+    let median = micros.get(CHANGES / 2).copied().unwrap_or_default();
+    Ok((median * 10.0).round() / 10.0)
 }
 
 /// Sends datagrams as fast as it can, and says how long one took, in nanoseconds.

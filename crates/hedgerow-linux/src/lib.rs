@@ -3,7 +3,7 @@
 //! ```text
 //!  Ruleset ──▶ nft ──▶ kernel table ──▶ verdict for every packet
 //!  commands ─▶ tunnel (WireGuard) ──▶ tun (inner packets) + udp (datagrams)
-//!  service, disk, hosts, link, cgroup, conntrack, process: the machine around them
+//!  service, disk, hosts, link, cgroup, conntrack, sessions, process: the machine around them
 //! ```
 //!
 //! # Invariants
@@ -26,6 +26,7 @@ mod netlink;
 pub mod nft;
 pub mod process;
 pub mod service;
+pub mod sessions;
 pub mod tun;
 pub mod tunnel;
 pub mod udp;

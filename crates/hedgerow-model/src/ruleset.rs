@@ -4,12 +4,13 @@
 //! the time; `hedgerow-linux` turns it into one nftables table and reads it back.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::address::{Overlay, OverlayAddresses, Prefix};
+use crate::internet;
 use crate::packet::{Direction, Packet};
 use crate::program::{Limit, Mode};
-use crate::service::Ports;
+use crate::service::{Ports, Protocol};
 use crate::time::Wall;
 
 /// Most peers in one ruleset. A further peer is refused and counted, never evicts another.
@@ -148,9 +149,20 @@ pub struct Lifeline {
     /// Prefixes that may open TCP connections to this device for management.
     pub management: Vec<Prefix>,
     /// Name and time servers (UDP and TCP 53, UDP 123).
-    pub servers: Vec<std::net::IpAddr>,
+    pub servers: Vec<IpAddr>,
     /// Who may ask them.
     pub askers: Askers,
+}
+
+impl Lifeline {
+    /// Returns whether a TCP connection with this far end stays possible; `direction` is the way of
+    /// who opened it.
+    pub fn keeps(&self, direction: Direction, far: SocketAddr) -> bool {
+        match direction {
+            Direction::Out => self.controllers.contains(&far),
+            Direction::In => self.management.iter().any(|p| p.contains(far.ip())),
+        }
+    }
 }
 
 /// Everything the kernel enforces on one device.
@@ -180,4 +192,82 @@ pub struct Ruleset {
     pub lifeline: Lifeline,
     /// At most one refusal in this many seconds is sampled per reason; 0 is none.
     pub sample_seconds: u32,
+}
+
+impl Ruleset {
+    /// Returns what the underlay rules say of a flow with this far end, which begins in `direction`
+    /// and speaks to `port`; nothing when no rule names it, and so the underlay's default decides.
+    pub fn underlay_verdict(
+        &self,
+        direction: Direction,
+        far: IpAddr,
+        (protocol, port): (Protocol, u16),
+        now: Wall,
+    ) -> Option<Verdict> {
+        let meant = |target: &UnderlayTarget| match target {
+            UnderlayTarget::Any => true,
+            UnderlayTarget::Prefixes(list) => list.iter().any(|p| p.contains(far)),
+            UnderlayTarget::Internet => !internet::local_prefixes()
+                .iter()
+                .chain(&self.pools)
+                .any(|p| p.contains(far)),
+        };
+        let spoken =
+            |ports: &[Ports]| ports.is_empty() || ports.iter().any(|p| p.contains(protocol, port));
+        let rule = self.underlay.iter().find(|r| {
+            r.direction == direction
+                && r.until.is_none_or(|end| now < end)
+                && meant(&r.target)
+                && spoken(&r.ports)
+        });
+        rule.map(|r| r.verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_underlay_rule_that_matches_decides() {
+        let rule = |target, ports: Vec<Ports>, verdict, until| UnderlayRule {
+            direction: Direction::In,
+            target,
+            ports,
+            verdict,
+            until,
+        };
+        let lan = || UnderlayTarget::Prefixes(vec!["10.0.0.0/8".parse().unwrap()]);
+        let denied = Verdict::Deny(RuleRef(0));
+        let ruleset = Ruleset {
+            generation: 1,
+            tunnel: "t".into(),
+            own: OverlayAddresses {
+                v6: std::net::Ipv6Addr::LOCALHOST,
+                v4: None,
+            },
+            pools: Vec::new(),
+            profiles: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            limits: Vec::new(),
+            rule_names: Vec::new(),
+            underlay_mode: Mode::Enforce,
+            underlay: vec![
+                rule(lan(), vec![Ports::tcp(22)], Verdict::Accept, Some(Wall(10))),
+                rule(lan(), vec![], denied, None),
+                rule(UnderlayTarget::Internet, vec![], Verdict::Accept, None),
+            ],
+            lifeline: Lifeline::default(),
+            sample_seconds: 0,
+        };
+        let decide = |far: &str, port, now| {
+            let far = far.parse().unwrap();
+            ruleset.underlay_verdict(Direction::In, far, (Protocol::Tcp, port), Wall(now))
+        };
+        assert_eq!(decide("10.1.1.1", 22, 9), Some(Verdict::Accept));
+        assert_eq!(decide("10.1.1.1", 22, 10), Some(denied));
+        assert_eq!(decide("10.1.1.1", 23, 9), Some(denied));
+        assert_eq!(decide("9.9.9.9", 23, 9), Some(Verdict::Accept));
+        assert_eq!(decide("192.168.0.1", 23, 9), None);
+    }
 }

@@ -3,6 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use hedgerow_model::packet::Direction;
+use hedgerow_model::program::{Effect, Mode, Program, Services, Target};
+use hedgerow_model::service::Protocol;
+
 use crate::compile::{class_of, compile};
 use crate::facts::{Facts, Kind, World};
 use crate::policy::Policy;
@@ -32,6 +36,8 @@ pub struct Plan {
     pub tests: Vec<TestResult>,
     /// Programs that cannot be made, and why.
     pub too_large: Vec<String>,
+    /// What an operator should know before, though the change may be made.
+    pub warnings: Vec<String>,
 }
 
 impl Plan {
@@ -67,6 +73,7 @@ pub fn plan(old: Option<&Policy>, new: &Policy, world: &World) -> Plan {
         rules_max: 0,
         tests: test(new, &thinned),
         too_large: Vec::new(),
+        warnings: Vec::new(),
     };
     programs(old, new, &world.kinds(&policies), &mut plan);
     plan
@@ -108,11 +115,13 @@ fn programs(old: Option<&Policy>, new: &Policy, kinds: &[Kind<'_>], plan: &mut P
     }
     let made: BTreeSet<_> = classes.keys().map(|(_, class)| class).collect();
     plan.programs = made.len();
+    let mut underlay = Underlay::default();
     for ((_, class), (facts, count)) in &classes {
         let before = old.and_then(|p| compile(p, facts).ok());
         match compile(new, facts) {
             Ok(after) => {
                 plan.rules_max = plan.rules_max.max(after.rules.len());
+                underlay.note(before.as_ref(), &after, *count);
                 if before.as_ref() != Some(&after) {
                     plan.devices_affected += count;
                 }
@@ -123,6 +132,68 @@ fn programs(old: Option<&Policy>, new: &Policy, kinds: &[Kind<'_>], plan: &mut P
             }
         }
     }
+    plan.warnings = underlay.warnings();
+}
+
+/// Devices whose underlay becomes enforced by the change, and what they lose that nobody writes
+/// down: names and time, which the lifeline keeps for the agent alone.
+#[derive(Debug, Default)]
+struct Underlay {
+    enforced: usize,
+    nameless: usize,
+    timeless: usize,
+}
+
+impl Underlay {
+    fn note(&mut self, before: Option<&Program>, after: &Program, devices: usize) {
+        let was = before.is_some_and(|p| p.underlay == Mode::Enforce);
+        if was || after.underlay != Mode::Enforce {
+            return;
+        }
+        self.enforced += devices;
+        self.nameless += if asks(after, 53) { 0 } else { devices };
+        self.timeless += if asks(after, 123) { 0 } else { devices };
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let count = |n: usize| format!("{n} device{}", if n == 1 { "" } else { "s" });
+        let mut out = Vec::new();
+        if self.enforced > 0 {
+            out.push(format!(
+                "the underlay becomes enforced on {}: what no rule names ends, operators' sessions \
+                 from outside the management prefixes included; each is on trial until the \
+                 controller is heard",
+                count(self.enforced)
+            ));
+        }
+        for (devices, what, service) in [
+            (self.nameless, "name", "dns"),
+            (self.timeless, "time", "ntp"),
+        ] {
+            if devices > 0 {
+                out.push(format!(
+                    "no rule lets programs of {} ask a {what} server ({service}); the lifeline does \
+                     so for the agent alone",
+                    count(devices)
+                ));
+            }
+        }
+        out
+    }
+}
+
+/// Whether a rule lets the device ask this UDP port of some underlay address.
+fn asks(program: &Program, port: u16) -> bool {
+    program.rules.iter().any(|rule| {
+        let spoken = match &rule.services {
+            Services::Any => true,
+            Services::Only(list) => list.iter().any(|p| p.contains(Protocol::Udp, port)),
+        };
+        spoken
+            && rule.effect == Effect::Allow
+            && rule.direction == Direction::Out
+            && matches!(rule.target, Target::Prefixes(_) | Target::Internet)
+    })
 }
 
 impl fmt::Display for Plan {
@@ -172,6 +243,9 @@ impl fmt::Display for Plan {
         }
         for line in &self.too_large {
             writeln!(f, "FAIL {line}")?;
+        }
+        for line in &self.warnings {
+            writeln!(f, "warning: {line}")?;
         }
         Ok(())
     }

@@ -404,3 +404,40 @@ fn tests_hold_while_the_fleet_is_only_partly_enrolled() {
         assert!(failed.is_empty(), "{failed:?}");
     }
 }
+
+#[test]
+fn a_plan_warns_of_what_ends_where_the_underlay_becomes_enforced() {
+    let observed = "mode: enforce }";
+    let old = policy(&PLANT.replace(", underlay: enforce", ""));
+    let enforced = |more: &str| {
+        let text = PLANT.replace(", underlay: enforce", "");
+        let text = text.replacen(observed, "mode: enforce, underlay: enforce }", 1);
+        policy(&text.replace("\nrules:\n", &format!("\nrules:\n{more}")))
+    };
+    let warnings = |new: &Policy| plan(Some(&old), new, &plant()).warnings.join("\n");
+    assert_eq!(warnings(&old), "");
+    let bare = enforced("");
+    let said = warnings(&bare);
+    let parts = [
+        "becomes enforced on",
+        "ask a name server (dns)",
+        "ask a time server (ntp)",
+    ];
+    for part in parts {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let kept = plan(Some(&bare), &bare, &plant());
+    assert!(kept.warnings.is_empty(), "it was so before");
+    let rule = |service: &str| {
+        format!(
+            "  - {{ id: r-ask, from: \"role in (plc, scada)\", to: 10.20.0.53/32, service: {service} }}\n"
+        )
+    };
+    let said = warnings(&enforced(&rule("dns")));
+    assert!(
+        !said.contains("name server") && said.contains("time server"),
+        "{said}"
+    );
+    let said = warnings(&enforced(&rule("[dns, ntp]")));
+    assert_eq!(said.lines().count(), 1, "{said}");
+}

@@ -14,6 +14,8 @@ const NAME: &str = "lifeline";
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let status = ask(config, &Request::Status).await.ok().flatten();
     let mut findings: Vec<Finding> = status.iter().filter_map(askers).collect();
+    findings.extend(status.iter().filter_map(sessions));
+    findings.extend(status.iter().filter_map(trial));
     findings.extend(resolver(&lifeline::name_servers(config)));
     findings
 }
@@ -40,6 +42,34 @@ fn askers(status: &Value) -> Option<Finding> {
              servers",
         )),
     }
+}
+
+/// Connections that enforcing the underlay would end; the operator's own may be among them.
+fn sessions(status: &Value) -> Option<Finding> {
+    let list = status.pointer("/lifeline/sessions_at_stake")?.as_array()?;
+    let list: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+    if list.is_empty() {
+        return None;
+    }
+    Some(Finding::warning(
+        "underlay",
+        format!(
+            "enforcing the underlay would end {} connections: {}",
+            list.len(),
+            list.join(", ")
+        ),
+        "put the addresses that you manage devices from into `[fleet] management` of the controller \
+         or `lifeline.management` here, and write rules for the rest",
+    ))
+}
+
+fn trial(status: &Value) -> Option<Finding> {
+    let left = status.pointer("/lifeline/trial_seconds_left")?.as_u64()?;
+    Some(Finding::warning(
+        "underlay",
+        format!("the underlay's enforcement is on trial, and taken back in {left} s"),
+        "it stays as soon as the controller is heard: see `uplink`",
+    ))
 }
 
 /// The agent asks a program of this machine, whose own questions are not the agent's.
@@ -74,6 +104,17 @@ mod tests {
         assert!(finding.message.contains("by address") && finding.message.contains("no cgroup2"));
         assert_eq!(askers(&status("agent")).unwrap().severity, Severity::Ok);
         assert_eq!(askers(&json!({ "lifeline": null })), None);
+    }
+
+    #[test]
+    fn what_enforcement_would_end_and_a_trial_are_said() {
+        let status = |sessions: Value, left: Value| json!({ "lifeline": { "sessions_at_stake": sessions, "trial_seconds_left": left } });
+        let bad = status(json!(["192.0.2.7:51514 to 10.0.0.1:22"]), json!(42));
+        let finding = sessions(&bad).unwrap();
+        assert!(finding.message.contains("192.0.2.7:51514 to 10.0.0.1:22"));
+        assert!(trial(&bad).unwrap().message.ends_with("in 42 s"));
+        let good = status(json!([]), Value::Null);
+        assert!(sessions(&good).is_none() && trial(&good).is_none());
     }
 
     #[test]

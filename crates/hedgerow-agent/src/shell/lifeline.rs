@@ -2,15 +2,20 @@
 
 use std::net::IpAddr;
 
-use hedgerow_linux::{cgroup, disk};
+use hedgerow_linux::{cgroup, disk, sessions};
+use hedgerow_model::Now;
+use hedgerow_model::packet::Direction;
 use hedgerow_model::program::Mode;
-use hedgerow_model::ruleset::{Askers, Ruleset};
+use hedgerow_model::ruleset::Askers;
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::state::State;
 
 /// Most name and time servers; further ones are left out.
 const SERVERS_MAX: usize = 32;
+/// Most connections that are shown; the rest is left out.
+const SHOWN_MAX: usize = 16;
 /// Longest list of name servers that is read, in bytes.
 const RESOLV_CONF_BYTES_MAX: usize = 64 << 10;
 
@@ -52,8 +57,8 @@ pub(crate) fn askers() -> Askers {
 }
 
 /// Says what is kept open by the table in force, for `status` and `check`.
-pub(super) fn status(table: Option<&Ruleset>) -> Value {
-    let Some(table) = table else {
+pub(super) fn status(state: &State, now: Now) -> Value {
+    let (Some(table), _) = state.table() else {
         return Value::Null;
     };
     let lifeline = &table.lifeline;
@@ -68,6 +73,8 @@ pub(super) fn status(table: Option<&Ruleset>) -> Value {
     };
     let in_force = table.underlay_mode == Mode::Enforce;
     json!({
+        "trial_seconds_left": state.trial_left(now.mono).map(|left| left.as_secs()),
+        "sessions_at_stake": sessions_at_stake(state, now),
         "servers": lifeline.servers,
         "askers": askers,
         "askers_reason": reason,
@@ -75,4 +82,17 @@ pub(super) fn status(table: Option<&Ruleset>) -> Value {
         "management": lifeline.management.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "controllers": lifeline.controllers,
     })
+}
+
+/// Returns the connections that end when the underlay is enforced, as words.
+fn sessions_at_stake(state: &State, now: Now) -> Vec<String> {
+    let list = sessions::established().unwrap_or_default();
+    let at_stake = state.sessions_at_stake(&list, now).into_iter();
+    at_stake
+        .take(SHOWN_MAX)
+        .map(|s| match s.direction {
+            Direction::In => format!("{} to {}", s.far, s.near),
+            Direction::Out => format!("{} from {}", s.far, s.near),
+        })
+        .collect()
 }

@@ -57,7 +57,7 @@ pub(super) fn of(daemon: &mut Daemon) -> Value {
             "table_hash": verified.map(|v| v.table_hash.to_string()),
         },
         "table": table(daemon),
-        "lifeline": lifeline::status(daemon.state.table().0),
+        "lifeline": lifeline::status(&daemon.state, now),
         "mesh": mesh(daemon),
         "clock": { "state": clock, "seconds": now.wall.secs() },
         "events_waiting": daemon.state.spool().len(),

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use hedgerow_linux::sessions::Session;
 use hedgerow_model::address::{OverlayAddresses, Prefix};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
+use hedgerow_model::packet::Direction;
 use hedgerow_model::program::{Class, Mode, PROGRAM_FORMAT, Program};
-use hedgerow_model::ruleset::{Lifeline, Profile, ProfileId, Ruleset};
+use hedgerow_model::ruleset::{Lifeline, Profile, ProfileId, Ruleset, Verdict};
+use hedgerow_model::service::Protocol;
 use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_policy::{Facts, LocalEnvironment, Resolver, TooLarge};
 use hedgerow_sync::message::{Stage, Verified as VerifiedTable};
@@ -542,6 +545,46 @@ impl State {
         Resolver::new(program, &own, zone, now)
             .ruleset(&self.facts_of_peers(), self.environment())
             .map(|_| ())
+    }
+
+    /// Returns which of these connections enforcing the underlay would end: an operator's own, for
+    /// instance. None once it is enforced, for then they have ended.
+    pub(crate) fn sessions_at_stake(&self, sessions: &[Session], now: Now) -> Vec<Session> {
+        let is_enforced = |t: &Ruleset| t.underlay_mode == Mode::Enforce;
+        if self.kernel.loaded.as_ref().is_some_and(is_enforced) {
+            return Vec::new();
+        }
+        let program = self.world.program.clone();
+        let enforced = Program {
+            underlay: Mode::Enforce,
+            ..program.unwrap_or_else(|| closed_program(Mode::Enforce))
+        };
+        let own = self.own_facts();
+        let zone = self.world.config.as_ref().map_or("", |c| c.zone.as_str());
+        let resolver = Resolver::new(&enforced, &own, zone, now);
+        let Ok(ruleset) = resolver.ruleset(&BTreeMap::new(), self.environment()) else {
+            return Vec::new();
+        };
+        let ends = |session: &&Session| {
+            let (far, local) = (session.far.ip(), session.near.ip());
+            let elsewhere = far.is_loopback() || ruleset.pools.iter().any(|p| p.contains(local));
+            let port = match session.direction {
+                Direction::In => session.near.port(),
+                Direction::Out => session.far.port(),
+            };
+            let service = (Protocol::Tcp, port);
+            let verdict = ruleset.underlay_verdict(session.direction, far, service, now.wall);
+            !elsewhere
+                && !ruleset.lifeline.keeps(session.direction, session.far)
+                && verdict.is_none_or(|v| matches!(v, Verdict::Deny(_)))
+        };
+        sessions.iter().filter(ends).copied().collect()
+    }
+
+    /// Returns how long the change on trial has left until it is taken back, if one is.
+    pub(crate) fn trial_left(&self, now: Mono) -> Option<Duration> {
+        let trial = self.kernel.trial.as_ref()?;
+        Some(trial.until.since(now.min(trial.until)))
     }
 
     /// Works out what one peer may do, as the next table would say it.

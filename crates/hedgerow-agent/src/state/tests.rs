@@ -3,7 +3,9 @@
 mod fixture;
 mod pair;
 
+use hedgerow_linux::sessions::Session;
 use hedgerow_model::event::EventKind;
+use hedgerow_model::packet::Direction;
 use hedgerow_model::program::{DeviceState, Mode};
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::statement::Revoked;
@@ -464,4 +466,36 @@ fn who_is_revoked_goes_from_kernel_tunnel_and_connections_in_this_order() {
 fn is_in_order(names: &[String], wanted: &[&str]) -> bool {
     let mut rest = names.iter();
     wanted.iter().all(|w| rest.any(|n| n == w))
+}
+
+#[test]
+fn an_operators_session_that_enforcement_would_end_is_said_before() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let set = [
+        domain.config_with(2, "192.0.2.1:7443"),
+        domain.program(2, &UNDERLAY.replace(", underlay: enforce", ""), &machine),
+    ];
+    machine.adopt(&domain, 2, set);
+    assert_eq!(machine.underlay(), Mode::Observe);
+    let session = |direction, near: &str, far: &str| Session {
+        direction,
+        near: near.parse().unwrap(),
+        far: far.parse().unwrap(),
+    };
+    let ssh = session(Direction::In, "10.0.0.1:22", "198.51.100.7:51514");
+    let kept = [
+        session(Direction::Out, "10.0.0.1:40000", "192.0.2.1:7443"),
+        session(Direction::Out, "127.0.0.1:40000", "127.0.0.1:22"),
+    ];
+    let web = session(Direction::Out, "10.0.0.1:40001", "192.0.2.1:80");
+    let list = [&kept[..], &[ssh, web]].concat();
+    assert_eq!(machine.state.sessions_at_stake(&list, at(9)), [ssh, web]);
+    machine.adopt(&domain, 3, [domain.program(3, UNDERLAY, &machine)]);
+    assert_eq!(machine.underlay(), Mode::Enforce);
+    let left = machine.state.trial_left(at(9).mono).unwrap();
+    assert!(left <= Duration::from_secs(60));
+    assert!(machine.state.sessions_at_stake(&list, at(9)).is_empty());
+    machine.state.handle_heard(at(20));
+    assert_eq!(machine.state.trial_left(at(20).mono), None);
 }

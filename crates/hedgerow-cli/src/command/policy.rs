@@ -156,6 +156,10 @@ fn plan(file: &str, shell: &mut Shell<'_>) -> Result<ExitCode, CliError> {
     for program in list(&plan, "too_large") {
         writeln!(shell.out, "too large: {}", plain(program))?;
     }
+    for warning in list(&plan, "warnings") {
+        let line = format!("Warning: {}", plain(warning));
+        writeln!(shell.out, "{}", shell.style.paint(Tone::Waiting, &line))?;
+    }
     for loss in list(&plan, "needs_confirmation") {
         let line = format!("Needs --confirm: {}", plain(loss));
         writeln!(shell.out, "{}", shell.style.paint(Tone::Waiting, &line))?;

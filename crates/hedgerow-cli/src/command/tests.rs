@@ -387,7 +387,7 @@ fn planned(ok: bool) -> Value {
             "service": "tcp/554", "before": "refused", "after": "allowed"}],
         "lost": [], "devices_affected": 4, "programs": 8, "rules_max": 12,
         "tests": [{"title": "sensor never reaches plc", "line": 40, "passed": ok, "detail": "s-1 does"}],
-        "too_large": [], "needs_confirmation": [],
+        "too_large": [], "warnings": ["names are a matter of policy"], "needs_confirmation": [],
     })
 }
 
@@ -403,6 +403,7 @@ fn a_plan_shows_who_gains_and_what_fails() {
         4 devices affected, 8 programs, at most 12 rules in one.
         FAILED  plant.yaml:40: sensor never reaches plc
                 s-1 does
+        Warning: names are a matter of policy
         This would be refused.
         -- err
         -- ExitCode(unix_exit_status(1))

@@ -82,6 +82,8 @@ pub(super) struct Planned {
     rules_max: usize,
     tests: Vec<Value>,
     too_large: Vec<String>,
+    /// What to know before; it does not keep the policy from being applied.
+    warnings: Vec<String>,
     /// Why applying it needs a confirmation.
     needs_confirmation: Vec<String>,
 }
@@ -248,6 +250,7 @@ fn plan_view(plan: &Plan, losses: Vec<String>) -> Planned {
         rules_max: plan.rules_max,
         tests: values(&plan.tests),
         too_large: plan.too_large.clone(),
+        warnings: plan.warnings.clone(),
         needs_confirmation: losses,
     }
 }
