@@ -74,6 +74,9 @@ fn row(line: &str) -> Option<(SocketAddr, SocketAddr, u8)> {
 /// Reads an address, which the kernel prints as words of the machine's own byte order.
 fn end(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
+    if !matches!(address.len(), 8 | 32) {
+        return None;
+    }
     let words: Option<Vec<[u8; 4]>> = address
         .as_bytes()
         .chunks(8)
