@@ -32,6 +32,7 @@ use std::time::Duration;
 use hedgerow_identity::Verified;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
+use hedgerow_linux::tunnel::Rejection;
 use hedgerow_mesh::{Memory, Mesh, OwnIdentity, View};
 use hedgerow_model::address::{Overlay, OverlayAddresses, Prefix, Underlay};
 use hedgerow_model::event::{Event, EventKind};
@@ -113,8 +114,8 @@ pub(crate) enum ToTunnel {
     Send(Underlay, Vec<u8>),
     /// Packets that wait for this address may go if this profile lets them.
     Release(Overlay, Box<Profile>),
-    /// Packets that wait for this address are refused.
-    Reject(Overlay),
+    /// Packets that wait for this address are refused, and their programs told so.
+    Reject(Overlay, Rejection),
 }
 
 /// What the device is before any resource: found on disk or given by the configuration.

@@ -203,18 +203,20 @@ pub enum Command {
         bytes: Vec<u8>,
     },
     /// Sends the packets that wait for `dst` to the peer that now holds it, those that `profile` lets
-    /// pass; the others are answered like [`Command::RejectQueued`]. The kernel judged none of them:
-    /// it did not know the peer.
+    /// pass; the others are answered with [`Rejection::Prohibited`]. The kernel judged none of them: it
+    /// did not know the peer.
     Release {
         /// The destination that was [`Report::Wanted`].
         dst: Overlay,
         /// What the peer and this device may do.
         profile: Box<Profile>,
     },
-    /// Answers the packets that wait for `dst` with "administratively prohibited".
+    /// Answers the packets that wait for `dst`, so that their programs fail at once.
     RejectQueued {
         /// The destination that was [`Report::Wanted`].
         dst: Overlay,
+        /// What they are told.
+        why: Rejection,
     },
     /// Asks for the state of every peer.
     ListPeers {
@@ -223,6 +225,15 @@ pub enum Command {
     },
     /// Ends the thread; see [`TunnelHandle::shutdown`].
     Shutdown,
+}
+
+/// What our own programs are told of a packet that does not go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// The policy says no: "communication administratively prohibited".
+    Prohibited,
+    /// Nobody knows the way: "host unreachable", "address unreachable".
+    Unreachable,
 }
 
 /// What the tunnel tells.

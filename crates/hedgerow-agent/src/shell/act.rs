@@ -139,7 +139,7 @@ impl Daemon {
             | ToTunnel::RemovePeer(_)
             | ToTunnel::Send(..)
             | ToTunnel::Release(..)
-            | ToTunnel::Reject(_) => None,
+            | ToTunnel::Reject(..) => None,
         };
         for command in [Some(command_for(order)), connect].into_iter().flatten() {
             self.order(command);
@@ -656,7 +656,7 @@ fn command_for(order: ToTunnel) -> Command {
         ToTunnel::RemovePeer(device) => Command::RemovePeer { device },
         ToTunnel::Send(to, bytes) => Command::SendDatagram { to, bytes },
         ToTunnel::Release(dst, profile) => Command::Release { dst, profile },
-        ToTunnel::Reject(dst) => Command::RejectQueued { dst },
+        ToTunnel::Reject(dst, why) => Command::RejectQueued { dst, why },
     }
 }
 

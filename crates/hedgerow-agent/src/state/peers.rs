@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hedgerow_identity::Verified;
-use hedgerow_linux::tunnel::Report;
-use hedgerow_mesh::{Admission, Output, Resolved, Session};
+use hedgerow_linux::tunnel::{Rejection, Report};
+use hedgerow_mesh::{Admission, Output, Resolved, Session, Unreachable};
 use hedgerow_model::Now;
 use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
 use hedgerow_model::event::{Event, EventKind};
@@ -107,14 +107,15 @@ impl State {
                     // The kernel did not know the peer when it let these packets through.
                     let order = match self.profile_at(address, now) {
                         Some(profile) => ToTunnel::Release(address, Box::new(profile)),
-                        None => ToTunnel::Reject(address),
+                        None => ToTunnel::Reject(address, Rejection::Unreachable),
                     };
                     self.steps.push_back(Step::Tunnel(order));
                 }
                 Output::Reject { address, reason } => {
                     tracing::debug!(%address, %reason, "packets refused");
+                    let why = rejection(reason);
                     self.steps
-                        .push_back(Step::Tunnel(ToTunnel::Reject(address)));
+                        .push_back(Step::Tunnel(ToTunnel::Reject(address, why)));
                 }
                 Output::RemovePeer {
                     device,
@@ -323,5 +324,19 @@ impl State {
                 )
             })
             .collect()
+    }
+}
+
+/// Returns what programs are told whose packets do not go.
+fn rejection(reason: Unreachable) -> Rejection {
+    match reason {
+        Unreachable::NotAdmitted => Rejection::Prohibited,
+        Unreachable::NotReady
+        | Unreachable::Own
+        | Unreachable::Unresolved
+        | Unreachable::Refused
+        | Unreachable::NoEndpoint
+        | Unreachable::Unanswered
+        | Unreachable::Busy => Rejection::Unreachable,
     }
 }

@@ -91,3 +91,26 @@ fn in_1970_the_device_enforces_and_says_that_its_clock_is_behind() {
     assert!(line.starts_with("error") && line.contains("set "), "{line}");
     assert!(done.out.contains("check 1"), "{done:?}");
 }
+
+/// What waits for an introduction must not wait for nothing: programs fail at once, with a reason.
+#[test]
+fn a_destination_that_nobody_knows_is_unreachable_at_once() {
+    let device = Device::enrolled("unreachable");
+    let done = device.script(
+        r#"
+        "$AGENT" --config "$D/agent.toml" run &
+        pid=$!
+        eventually agent status
+        own=$(agent status --json | sed 's/.*"addresses":\["\([^"]*\)".*/\1/')
+        eventually sh -c "ip -6 addr show dev hgt0 | grep -q '$own.*global'"
+        nc -6 -v -z -w 20 "${own%7}9" 8883; echo "nc $?"
+        nft list counter inet hedgerow answered | grep -o 'packets [0-9]*'
+        kill -TERM $pid
+        wait $pid
+        "#,
+    );
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.err.contains("No route to host"), "{done:?}");
+    assert!(done.out.contains("nc 1"), "{done:?}");
+    assert!(!done.out.contains("packets 0"), "{done:?}");
+}

@@ -438,6 +438,9 @@ impl Layout {
         }
         let rule = with_profile(rule, family, way).verdict_map("known", register::PROFILE);
         self.rule(rule);
+        if way == Direction::In {
+            self.answers(name, family);
+        }
 
         const FLAGS_OFFSET: u32 = 13;
         const FIN_SYN_RST_ACK: u8 = 0x17;
@@ -447,6 +450,27 @@ impl Layout {
             .mask(&[FIN_SYN_RST_ACK], register::FIRST)
             .compare(Compare::NotEqual, &[SYN], register::FIRST);
         self.rule(rule.then(&Target::goto("not_syn")));
+    }
+
+    /// The tunnel answers a first packet that may not go, or cannot, in the name of its destination,
+    /// which is no peer here. A peer cannot forge such an answer: the tunnel takes from it what bears
+    /// its own addresses alone, and those are known.
+    fn answers(&mut self, name: &str, family: Family) {
+        // Host unreachable, and communication administratively prohibited.
+        const ANSWERS: [[u8; 2]; 2] = [[3, 1], [3, 13]];
+        const ANSWERS_V6: [[u8; 2]; 2] = [[1, 3], [1, 1]];
+        let kinds = match family.icmp {
+            ICMP => ANSWERS,
+            _ => ANSWERS_V6,
+        };
+        self.counters.insert("answered".to_owned());
+        for kind in kinds {
+            let rule = of_protocol(with_state(Rule::new(name), CT_RELATED), family.icmp)
+                .payload(Header::Transport, 0, 2, register::FIRST)
+                .compare(Compare::Equal, &kind, register::FIRST)
+                .count("answered");
+            self.rule(rule.then(&Target::Accept));
+        }
     }
 
     fn lookups(

@@ -20,7 +20,7 @@ use super::peers::{Peer, Peers};
 use super::session::{Side, Unopened};
 use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT};
 use super::waiting::{Budget, Destinations, PEER_PACKETS_MAX};
-use super::{Command, PeerConfig, PeerRefusal, PrivateKey, Report, Slot, Stats};
+use super::{Command, PeerConfig, PeerRefusal, PrivateKey, Rejection, Report, Slot, Stats};
 
 /// Peers that can be set; one more is refused.
 pub const PEERS_MAX: usize = 100_000;
@@ -225,7 +225,7 @@ impl Core {
                 }
             }
             Command::Release { dst, profile } => self.release(dst, &profile, now),
-            Command::RejectQueued { dst } => self.reject(dst),
+            Command::RejectQueued { dst, why } => self.reject(dst, why),
             // An asker that is gone needs no answer.
             Command::ListPeers { reply } => drop(reply.try_send(self.peers.list(now.mono))),
             Command::Shutdown => {}
@@ -362,22 +362,22 @@ impl Core {
             let passes = inner::passes(&packet, profile, now.wall);
             match place {
                 Some(place) if passes => self.send_copy(place, &packet, now),
-                Some(_) => self.refuse(&packet),
-                None => self.stats.dropped_waiting += 1,
+                Some(_) => self.refuse(&packet, Rejection::Prohibited),
+                None => self.refuse(&packet, Rejection::Unreachable),
             }
         }
     }
 
-    fn reject(&mut self, dst: Overlay) {
+    fn reject(&mut self, dst: Overlay, why: Rejection) {
         let mut queue = self.wanted.take(dst).unwrap_or_default();
         while let Some(packet) = queue.pop(&mut self.budget) {
-            self.refuse(&packet);
+            self.refuse(&packet, why);
         }
     }
 
     /// Tells our own kernel that a packet does not pass.
-    fn refuse(&mut self, packet: &[u8]) {
-        if let Some(answer) = inner::refusal(packet) {
+    fn refuse(&mut self, packet: &[u8], why: Rejection) {
+        if let Some(answer) = inner::refusal(packet, why) {
             self.stats.rejected += 1;
             self.outputs.push_back(Output::Deliver(answer));
         }

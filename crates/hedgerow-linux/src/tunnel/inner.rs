@@ -7,6 +7,7 @@ use hedgerow_model::packet::{Direction, Packet};
 use hedgerow_model::ruleset::{Profile, Verdict};
 use hedgerow_model::service::Protocol;
 
+use super::Rejection;
 use super::message::{array_at, put};
 
 const V4_HEADER: usize = 20;
@@ -112,20 +113,20 @@ fn transport(packet: &[u8]) -> Option<(u8, &[u8])> {
     (header.len() >= least).then_some((protocol, header))
 }
 
-/// Makes the ICMP answer "administratively prohibited" to a packet of our own kernel, so that its
-/// program fails at once. `None` where no answer is due: ICMP errors, later fragments.
+/// Makes the ICMP answer "destination unreachable" to a packet of our own kernel, so that its program
+/// fails at once. `None` where no answer is due: ICMP errors, later fragments.
 ///
 /// It comes from the address that was refused: from our own address the kernel would drop it.
-pub fn refusal(packet: &[u8]) -> Option<Vec<u8>> {
+pub fn refusal(packet: &[u8], why: Rejection) -> Option<Vec<u8>> {
     let inner = decode(packet)?;
     match (inner.src, inner.dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => refusal_v4(packet, src, dst),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => refusal_v6(packet, src, dst),
+        (IpAddr::V4(src), IpAddr::V4(dst)) => refusal_v4(packet, src, dst, why),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => refusal_v6(packet, src, dst, why),
         _ => None,
     }
 }
 
-fn refusal_v4(packet: &[u8], src: Ipv4Addr, dst: Ipv4Addr) -> Option<Vec<u8>> {
+fn refusal_v4(packet: &[u8], src: Ipv4Addr, dst: Ipv4Addr, why: Rejection) -> Option<Vec<u8>> {
     let fragment = u16::from_be_bytes(array_at(packet, 6)) & 0x1fff;
     let header = usize::from(packet.first()? & 0x0f) * 4;
     let echo = |kind: &u8| *kind == 0 || *kind == 8;
@@ -147,15 +148,19 @@ fn refusal_v4(packet: &[u8], src: Ipv4Addr, dst: Ipv4Addr) -> Option<Vec<u8>> {
     put(&mut answer, 16, &src.octets());
     let sum = checksum(0, answer.get(..V4_HEADER)?);
     put(&mut answer, 10, &sum);
-    // Destination unreachable, communication administratively prohibited.
-    put(&mut answer, V4_HEADER, &[3, 13]);
+    // Destination unreachable: communication administratively prohibited, or host unreachable.
+    let code = match why {
+        Rejection::Prohibited => 13,
+        Rejection::Unreachable => 1,
+    };
+    put(&mut answer, V4_HEADER, &[3, code]);
     put(&mut answer, V4_HEADER + ICMP_HEADER, quoted);
     let sum = checksum(0, answer.get(V4_HEADER..)?);
     put(&mut answer, V4_HEADER + 2, &sum);
     Some(answer)
 }
 
-fn refusal_v6(packet: &[u8], src: Ipv6Addr, dst: Ipv6Addr) -> Option<Vec<u8>> {
+fn refusal_v6(packet: &[u8], src: Ipv6Addr, dst: Ipv6Addr, why: Rejection) -> Option<Vec<u8>> {
     if *packet.get(6)? == PROTOCOL_ICMPV6 && *packet.get(V6_HEADER)? < 128 {
         return None;
     }
@@ -171,8 +176,12 @@ fn refusal_v6(packet: &[u8], src: Ipv6Addr, dst: Ipv6Addr) -> Option<Vec<u8>> {
     put(&mut answer, 6, &[PROTOCOL_ICMPV6, 64]);
     put(&mut answer, 8, &dst.octets());
     put(&mut answer, 24, &src.octets());
-    // Destination unreachable, communication administratively prohibited.
-    put(&mut answer, V6_HEADER, &[1, 1]);
+    // Destination unreachable: communication administratively prohibited, or address unreachable.
+    let code = match why {
+        Rejection::Prohibited => 1,
+        Rejection::Unreachable => 3,
+    };
+    put(&mut answer, V6_HEADER, &[1, code]);
     put(&mut answer, V6_HEADER + ICMP_HEADER, quoted);
     let pseudo = u32::try_from(payload).ok()? + u32::from(PROTOCOL_ICMPV6);
     let sum = checksum(pseudo, answer.get(8..)?);
@@ -227,7 +236,7 @@ mod tests {
 
     #[test]
     fn tunnel_refusals_come_from_the_refused_address_with_good_checksums() {
-        let answer = refusal(&udp_v4()).unwrap();
+        let answer = refusal(&udp_v4(), Rejection::Prohibited).unwrap();
         let inner = decode(&answer).unwrap();
         assert_eq!(inner.src.to_string(), "10.0.0.2");
         assert_eq!(inner.dst.to_string(), "10.0.0.1");
@@ -235,10 +244,13 @@ mod tests {
         assert_eq!(checksum(0, &answer[20..]), [0, 0]);
         assert_eq!(answer[28..], udp_v4()[..]);
         // An error is never answered by an error.
-        assert_eq!(refusal(&answer), None);
+        assert_eq!(refusal(&answer, Rejection::Prohibited), None);
         let mut request = answer;
         request[20] = 8;
-        assert!(refusal(&request).is_some(), "an echo request is");
+        assert!(
+            refusal(&request, Rejection::Unreachable).is_some(),
+            "an echo request is"
+        );
     }
 
     proptest! {
@@ -251,7 +263,7 @@ mod tests {
             if let Some(inner) = decode(&bytes) {
                 prop_assert!(inner.len <= bytes.len());
             }
-            if let Some(answer) = refusal(&bytes) {
+            if let Some(answer) = refusal(&bytes, Rejection::Unreachable) {
                 prop_assert!(answer.len() <= V6_REFUSAL_BYTES_MAX);
                 let inner = decode(&answer).unwrap();
                 prop_assert_eq!(inner.len, answer.len());

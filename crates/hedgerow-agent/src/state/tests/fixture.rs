@@ -517,7 +517,8 @@ impl Machine {
                 self.released.push(address);
                 "release".into()
             }
-            ToTunnel::Reject(_) => "reject".into(),
+            ToTunnel::Reject(_, Rejection::Prohibited) => "prohibit".into(),
+            ToTunnel::Reject(_, Rejection::Unreachable) => "unreachable".into(),
         }
     }
 

@@ -82,7 +82,7 @@ fn peers_that_may_not_speak_are_never_set_up() {
     let (_, mut a, mut b) = two(POLICY, ("role=sensor", "role=plc"));
     meet(&mut a, &mut b);
     assert!(a.tunnel_peers.is_empty() && b.tunnel_peers.is_empty());
-    assert!(a.log.contains(&"reject".to_owned()), "{:?}", a.log);
+    assert!(a.log.contains(&"prohibit".to_owned()), "{:?}", a.log);
     assert!(a.state.table().0.unwrap().peers.is_empty());
 }
 
@@ -118,7 +118,7 @@ fn without_a_controller_a_stranger_stays_unknown_and_the_packet_is_refused() {
     a.state.handle_report(Report::Wanted { dst }, at(10));
     a.run(at(10));
     assert!(a.asked.is_empty());
-    assert!(a.log.contains(&"reject".to_owned()), "{:?}", a.log);
+    assert!(a.log.contains(&"unreachable".to_owned()), "{:?}", a.log);
 }
 
 /// The address may be another device's soon.

@@ -469,7 +469,8 @@ fn tunnel_first_packet_waits_for_the_peer_or_is_refused_at_once() {
             while !connecting.is_finished() {
                 let report = one.reports.recv_timeout(Duration::from_millis(50));
                 if report == Ok(Report::Wanted { dst }) {
-                    one.handle.send(Command::RejectQueued { dst }).unwrap();
+                    let why = crate::tunnel::Rejection::Prohibited;
+                    one.handle.send(Command::RejectQueued { dst, why }).unwrap();
                 }
             }
             let (error, after) = connecting.join().unwrap();

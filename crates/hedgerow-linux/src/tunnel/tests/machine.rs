@@ -79,9 +79,16 @@ fn tunnel_a_rejected_destination_is_answered_into_the_kernel() {
         a.send(&packet(src, dst, b"x"), at(1));
         a.send(&packet(src, dst, b"y"), at(1));
         let dst = overlay(dst);
-        a.tell(Command::RejectQueued { dst }, at(1));
+        let why = crate::tunnel::Rejection::Unreachable;
+        a.tell(Command::RejectQueued { dst, why }, at(1));
         let answers = a.got();
         assert_eq!(answers.len(), 2);
+        let (at, code) = if dst.0.is_ipv4() {
+            (20, [3, 1])
+        } else {
+            (40, [1, 3])
+        };
+        assert_eq!(answers[0][at..at + 2], code);
         let inner = crate::tunnel::inner::decode(&answers[0]).unwrap();
         assert_eq!((inner.src, inner.dst), (dst.0, src));
     }
