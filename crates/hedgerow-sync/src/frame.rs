@@ -11,6 +11,9 @@ pub const FRAME_BYTES_MAX: usize = 64 << 10;
 pub const PART_BYTES_MAX: usize = 16 << 10;
 /// Largest part on [`Channel::Bulk`].
 pub const BULK_PART_BYTES_MAX: usize = 4 << 10;
+/// What a socket may hold that is not on its way yet (`TCP_NOTSENT_LOWAT`): both ends set it, since
+/// whatever stands in the socket cannot be overtaken by a more urgent frame.
+pub const UNSENT_BYTES_MAX: u32 = 16 << 10;
 /// Largest message, put together from its parts.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 

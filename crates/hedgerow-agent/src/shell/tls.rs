@@ -186,6 +186,10 @@ pub(crate) async fn connect(
         stream
             .set_nodelay(true)
             .map_err(|e| format!("cannot connect to {endpoint}: {e}"))?;
+        // What stands in the socket cannot be overtaken.
+        socket2::SockRef::from(&stream)
+            .set_tcp_notsent_lowat(hedgerow_sync::frame::UNSENT_BYTES_MAX)
+            .map_err(|e| format!("cannot connect to {endpoint}: {e}"))?;
         let name = server_name(endpoint)?;
         TlsConnector::from(config)
             .connect(name, stream)

@@ -119,7 +119,12 @@ pub(crate) async fn serve(
         Counters::add(&control.hub.counters.shed);
         return;
     }
-    stream.get_mut().1.set_buffer_limit(Some(TLS_BYTES_MAX));
+    let (socket, tls) = stream.get_mut();
+    tls.set_buffer_limit(Some(TLS_BYTES_MAX));
+    let lowat = hedgerow_sync::frame::UNSENT_BYTES_MAX;
+    if let Err(error) = socket2::SockRef::from(&*socket).set_tcp_notsent_lowat(lowat) {
+        tracing::debug!(%error, "urgent frames may wait behind others in the socket");
+    }
     control.hub.opened();
     let number = control.hub.session_number();
     let mut agent = Agent {
