@@ -16,7 +16,7 @@ use crate::control::fact;
 use crate::disk;
 use crate::entropy;
 use crate::keys::Layout;
-use crate::run::hold;
+use crate::run::{hold, open};
 use crate::store::{Store, revocations, set_fact, tokens};
 
 /// The format this program writes and reads.
@@ -48,7 +48,7 @@ pub(crate) async fn backup(config_file: &Path, target: &Path) -> anyhow::Result<
         "backup-{}.db",
         hedgerow_model::base32::encode(&entropy::bytes::<5>())
     ));
-    let store = Store::open(&layout.store()).await?;
+    let store = open(&layout).await?;
     let copied = store.copy_into(&copy).await;
     store.close().await;
     let database = copied.map_err(anyhow::Error::from).and_then(|()| {

@@ -196,11 +196,31 @@ fn fault(error: &anyhow::Error) -> Fault {
         if let Some(store) = cause.downcast_ref::<StoreError>() {
             return store.fault();
         }
-        if cause.downcast_ref::<std::io::Error>().is_some() {
-            return Fault::Environment;
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            return fault_of_io(error);
         }
     }
     Fault::Operator
+}
+
+/// What the system refuses because of how it was set up is for the operator to mend.
+fn fault_of_io(error: &std::io::Error) -> Fault {
+    use std::io::ErrorKind as Kind;
+    let operators = [
+        Kind::AddrInUse,
+        Kind::AddrNotAvailable,
+        Kind::AlreadyExists,
+        Kind::NotFound,
+        Kind::PermissionDenied,
+        Kind::ReadOnlyFilesystem,
+        // The lock is held.
+        Kind::WouldBlock,
+    ];
+    if operators.contains(&error.kind()) {
+        Fault::Operator
+    } else {
+        Fault::Environment
+    }
 }
 
 async fn execute(command: Command) -> anyhow::Result<()> {

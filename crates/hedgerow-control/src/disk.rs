@@ -3,8 +3,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+/// Most entries of one directory that are looked at.
+const DIR_ENTRIES_MAX: usize = 10_000;
 /// Largest file this program reads whole, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -53,6 +55,37 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Reads a whole text file.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|_e| io::Error::other("the file is not UTF-8"))
+}
+
+/// Closes everything in `dir` to other users, and returns what was open to them.
+pub(crate) fn close_to_others(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut opened = Vec::new();
+    let mut ahead = vec![dir.to_owned()];
+    while let Some(path) = ahead.pop() {
+        // Links are left alone: what they lead to is somebody else's.
+        let found = fs::symlink_metadata(&path)?;
+        if !found.is_dir() && !found.is_file() {
+            continue;
+        }
+        let mode = found.permissions().mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode & 0o700))?;
+            opened.push(path.clone());
+        }
+        if found.is_dir() {
+            let entries = fs::read_dir(&path)?.take(DIR_ENTRIES_MAX);
+            let paths = entries.map(|e| e.map(|e| e.path()));
+            ahead.extend(paths.collect::<io::Result<Vec<_>>>()?);
+        }
+    }
+    Ok(opened)
+}
+
+/// Makes a file for the owner alone, unless it is there.
+pub(crate) fn touch(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    options.open(path).map(drop)
 }
 
 /// Holds the directory for one process; the lock ends with the returned file.

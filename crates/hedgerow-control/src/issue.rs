@@ -92,8 +92,8 @@ impl Authority {
         issuer_pem: &str,
         issuer_der: &[u8],
         issuer_not_after: u64,
-        policy_pem: &str,
-        revocation_pem: &str,
+        policy: SoftwareEd25519,
+        revocation: SoftwareEd25519,
     ) -> Result<Self, IssueError> {
         let issuer_der = CertificateDer::from(issuer_der.to_vec());
         Ok(Self {
@@ -101,8 +101,8 @@ impl Authority {
             issuer_der,
             issuer_not_after,
             issuing: SoftwareP256::from_pkcs8_pem(issuer_pem)?,
-            policy: SoftwareEd25519::from_pkcs8_pem(policy_pem)?,
-            revocation: SoftwareEd25519::from_pkcs8_pem(revocation_pem)?,
+            policy,
+            revocation,
         })
     }
 

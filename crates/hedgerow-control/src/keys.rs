@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hedgerow_identity::key::SoftwareEd25519;
 use hedgerow_identity::trust::Trust;
 use hedgerow_model::statement::Role;
 
@@ -90,9 +91,14 @@ pub(crate) enum KeysError {
         /// Which.
         path: PathBuf,
     },
-    /// A key cannot be used.
-    #[error("cannot use the keys")]
-    Issue(#[from] IssueError),
+    /// A file holds no key that can be used.
+    #[error("cannot use {path}")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: IssueError,
+    },
 }
 
 fn text(path: PathBuf) -> Result<String, KeysError> {
@@ -121,15 +127,27 @@ pub(crate) fn load_authority(layout: &Layout, trust: &Trust) -> Result<Authority
                 continue;
             }
         };
-        return Ok(Authority::new(
+        return Authority::new(
             &pem,
             &issuer.certificate,
             issuer.not_after_secs,
-            &text(layout.key(role_file(Role::Policy)))?,
-            &text(layout.key(role_file(Role::Revocation)))?,
-        )?);
+            role_key(layout, Role::Policy)?,
+            role_key(layout, Role::Revocation)?,
+        )
+        .map_err(|source| KeysError::Damaged {
+            path: layout.key(&issuer_file(id.0)),
+            source,
+        });
     }
     Err(last)
+}
+
+fn role_key(layout: &Layout, role: Role) -> Result<SoftwareEd25519, KeysError> {
+    let path = layout.key(role_file(role));
+    SoftwareEd25519::from_pkcs8_pem(&text(path.clone())?).map_err(|error| KeysError::Damaged {
+        path,
+        source: error.into(),
+    })
 }
 
 /// Returns the file name of an issuing key.

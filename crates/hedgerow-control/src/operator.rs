@@ -17,7 +17,8 @@ use crate::init::{ISSUER_DAYS, write_operator};
 use crate::issue::{self, FreshKey};
 use crate::keys::{self, Layout};
 use crate::root_file;
-use crate::store::{Store, add_manifest};
+use crate::run::open;
+use crate::store::add_manifest;
 
 /// Makes a new certificate for an operator.
 pub(crate) async fn renew(
@@ -27,7 +28,7 @@ pub(crate) async fn renew(
 ) -> anyhow::Result<PathBuf> {
     let config = Config::load(config_file).map_err(anyhow::Error::msg)?;
     let layout = Layout::new(&config.dir);
-    let store = Store::open(&layout.store()).await?;
+    let store = open(&layout).await?;
     let trust = load_trust(&store).await?;
     store.close().await;
     let authority = keys::load_authority(&layout, &trust)?;
@@ -51,7 +52,7 @@ pub(crate) async fn renew_issuer(
     let pkcs8 = root_file::open(&sealed, passphrase)
         .with_context(|| format!("cannot open {}", root_key.display()))?;
     let root = SoftwareP384::from_pkcs8_der(&pkcs8)?;
-    let store = Store::open(&layout.store()).await?;
+    let store = open(&layout).await?;
     let trust = load_trust(&store).await?;
     let now = clock.wall();
     let (manifest, key) = next_manifest(&config, &trust, &root, &pkcs8, now)?;

@@ -1,12 +1,14 @@
 //! `run`: everything in one process until it is told to stop.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hedgerow_identity::certificate::LeafFacts;
+use hedgerow_model::event::{Event, EventKind};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -20,6 +22,7 @@ use crate::init::{controller_id, own_names, write_controller};
 use crate::keys::{self, Layout, chain_from_pem};
 use crate::listen::Door;
 use crate::notify::Notify;
+use crate::refusal::Refusal;
 use crate::root_file::unpem;
 use crate::store::Store;
 use crate::tls::Tls;
@@ -42,10 +45,9 @@ pub(crate) async fn run(config_file: &Path) -> anyhow::Result<()> {
     let config = Config::load(config_file).map_err(anyhow::Error::msg)?;
     let layout = Layout::new(&config.dir);
     let _lock = hold(&layout)?;
+    close(&layout)?;
     raise_descriptor_limit();
-    let store = Store::open(&layout.store())
-        .await
-        .with_context(|| format!("cannot open {}", layout.store().display()))?;
+    let store = open(&layout).await?;
     let (notes, waiting) = journal::channel();
     let writer = tokio::spawn(journal::run(store.clone(), waiting));
     let listen = config.listen;
@@ -64,6 +66,7 @@ pub(crate) async fn run(config_file: &Path) -> anyhow::Result<()> {
     let chores = spawn_chores(&control, &tls, &stopped);
     let notify = Notify::from_environment();
     notify.ready(&format!("listening on {listen}"));
+    distrust(&control);
     tracing::info!(%listen, revision = %control.snapshot().revision, "ready");
     until_told_to_stop(&control, &notify).await?;
     notify.stopping();
@@ -76,6 +79,18 @@ pub(crate) async fn run(config_file: &Path) -> anyhow::Result<()> {
     drop(tokio::time::timeout(STOP_WITHIN, writer).await);
     store.close().await;
     Ok(())
+}
+
+/// Says so when the clock is behind the day this program was made.
+fn distrust(control: &Controller) {
+    if control.clock.now().wall_is_trusted {
+        return;
+    }
+    tracing::warn!(
+        "the clock is behind the day this program was made: set the clock (is there a time server?). \
+         Agents are served; revocations stay, and what is issued meanwhile may be refused"
+    );
+    control.event(Event::new(control.clock.wall(), EventKind::ClockUntrusted));
 }
 
 async fn wind_down(control: &Controller, accepting: JoinHandle<()>, chores: Vec<JoinHandle<()>>) {
@@ -92,13 +107,56 @@ async fn wind_down(control: &Controller, accepting: JoinHandle<()>, chores: Vec<
     }
 }
 
+/// Opens the store that `init` made.
+pub(crate) async fn open(layout: &Layout) -> anyhow::Result<Store> {
+    let path = layout.store();
+    if !path.exists() {
+        return Err(Refusal::invalid(
+            format!("there is no {}", path.display()),
+            "`hedgerow-control init` makes a new controller, `restore` brings one back",
+        )
+        .into());
+    }
+    Store::open(&path).await.with_context(|| {
+        format!(
+            "cannot open {}; nothing in it was changed. On a full disk make room; if the file is \
+             damaged, keep it and bring the last backup back with `hedgerow-control restore`",
+            path.display()
+        )
+    })
+}
+
+/// Keys and store are for this user alone, whatever a copy or a restore by hand left behind.
+fn close(layout: &Layout) -> anyhow::Result<()> {
+    let dir = layout.dir().display();
+    let opened = disk::close_to_others(layout.dir()).with_context(|| {
+        format!(
+            "{dir} is open to other users and cannot be closed; run chown -R to this user on it"
+        )
+    })?;
+    for path in opened {
+        tracing::warn!(path = %path.display(), "other users could reach this; it is closed now");
+    }
+    Ok(())
+}
+
 /// Takes the state directory for this process alone.
 pub(crate) fn hold(layout: &Layout) -> anyhow::Result<File> {
-    disk::lock(layout.dir()).with_context(|| {
-        format!(
-            "cannot take {}; does another hedgerow-control use it, and may this user write there?",
-            layout.dir().display()
-        )
+    let dir = layout.dir().display();
+    disk::lock(layout.dir()).map_err(|error| {
+        let kind = error.kind();
+        let why = if kind == ErrorKind::WouldBlock {
+            format!("another hedgerow-control uses {dir}; stop it, or name another directory")
+        } else if kind == ErrorKind::NotFound {
+            format!("there is no {dir}; `hedgerow-control init` makes it, `restore` brings it back")
+        } else if kind == ErrorKind::ReadOnlyFilesystem {
+            format!("{dir} is mounted read-only; a controller has to write there")
+        } else if kind == ErrorKind::StorageFull {
+            format!("the disk of {dir} is full; make room")
+        } else {
+            format!("cannot write in {dir}; it has to belong to the user that runs this")
+        };
+        anyhow::Error::from(error).context(why)
     })
 }
 
@@ -276,7 +334,7 @@ fn own_certificate(layout: &Layout) -> anyhow::Result<(Vec<Vec<u8>>, Vec<u8>)> {
 
 impl Controller {
     /// Lets leave what may leave: revocations whose time is over.
-    pub(crate) async fn prune(&self) -> Result<(), crate::refusal::Refusal> {
+    pub(crate) async fn prune(&self) -> Result<(), Refusal> {
         let now = self.clock.now();
         let standing = self.snapshot().standing.clone();
         let over = standing.revocations().is_some_and(|l| {

@@ -94,6 +94,8 @@ pub(crate) enum Pool {
 impl Pool {
     /// Opens the file, creating it and bringing its schema up to date.
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        // SQLite gives its log the mode of the file it finds.
+        crate::disk::touch(path).map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)

@@ -118,10 +118,15 @@ impl Central {
     }
 
     pub(crate) fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    pub(crate) fn start_with(&mut self, variables: &[(&str, &str)]) {
         let log = std::fs::File::create(self.dir.join("log")).unwrap();
         let child = self
             .command(&["run", "--config"])
             .arg(self.dir.join("control.toml"))
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
