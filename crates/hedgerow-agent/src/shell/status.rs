@@ -134,6 +134,7 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
         true => receiver.recv_timeout(PEERS_WITHIN).unwrap_or_default(),
         false => Vec::new(),
     };
+    let now = daemon.clock.now();
     let peers = daemon.state.mesh_status().peers;
     peers
         .iter()
@@ -146,6 +147,11 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
                 "addresses": peer.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
                 "endpoint": peer.endpoint.map(|e| e.to_string()),
                 "session": peer.in_session,
+                "key": hexadecimal(&peer.wireguard_key.0),
+                "keys_overlap": peer.keys_overlap,
+                "ticket_not_after": peer.ticket_not_after_secs,
+                "grace": peer.ticket_not_after_secs < now.wall.secs(),
+                "binding_not_after": peer.binding_not_after_secs,
                 "received_bytes": seen.map(|s| s.received_bytes),
                 "sent_bytes": seen.map(|s| s.sent_bytes),
                 "last_received_seconds": seen.and_then(|s| s.last_received).map(|d| d.as_secs()),
@@ -222,14 +228,22 @@ pub(crate) fn text(status: &Value) -> String {
     let peers = status.pointer("/mesh/peers").and_then(Value::as_array);
     for peer in peers.into_iter().flatten() {
         lines.push(format!(
-            "Peer      {}.{} at {}, session {}",
+            "Peer      {}.{} at {}, session {}{}",
             plain(peer.get("name")),
             plain(peer.get("site")),
             plain(peer.get("endpoint")),
-            plain(peer.get("session"))
+            plain(peer.get("session")),
+            match peer.get("grace") == Some(&Value::Bool(true)) {
+                true => ", its ticket has expired: in grace",
+                false => "",
+            }
         ));
     }
     lines.join("\n")
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn plain(value: Option<&Value>) -> String {
