@@ -56,7 +56,7 @@ pub(crate) const TEST: &[(&str, &str)] = &[
     ("firewalld", "the same"),
     ("iptables", "the same, as Docker uses it"),
     ("dbus-daemon", "firewalld's way to be spoken to"),
-    ("libfaketime", "a device whose clock says 1970"),
+    ("libfaketime", "clocks that say 1970, and days that pass"),
 ];
 
 /// Services of these packages would start by themselves; on this machine they are only programs.

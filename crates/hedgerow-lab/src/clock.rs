@@ -9,12 +9,12 @@ use anyhow::{Result, bail};
     clippy::disallowed_methods,
     reason = "the lab measures real programs in real time"
 )]
-pub(crate) fn now() -> Instant {
+pub fn now() -> Instant {
     Instant::now()
 }
 
 /// Returns milliseconds since `start`, with one decimal.
-pub(crate) fn ms_since(start: Instant) -> f64 {
+pub fn ms_since(start: Instant) -> f64 {
     (now().duration_since(start).as_secs_f64() * 10_000.0).round() / 10.0
 }
 
@@ -23,7 +23,7 @@ pub(crate) fn ms_since(start: Instant) -> f64 {
     clippy::disallowed_methods,
     reason = "between two looks at a condition of the outside world there is nothing to wait on"
 )]
-pub(crate) fn pause(time: Duration) {
+pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn pause(time: Duration) {
 /// # Errors
 ///
 /// When `limit` is over: says what was awaited, and why the last look failed.
-pub(crate) fn wait_for<T>(
+pub fn wait_for<T>(
     what: &str,
     limit: Duration,
     mut look: impl FnMut() -> Result<Option<T>>,
@@ -56,7 +56,7 @@ pub(crate) fn wait_for<T>(
     clippy::disallowed_methods,
     reason = "a policy's days are days of the calendar"
 )]
-pub(crate) fn wall_secs() -> u64 {
+pub fn wall_secs() -> u64 {
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()

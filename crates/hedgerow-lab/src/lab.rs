@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::{clock, process};
 
 /// Namespaces of the lab begin with this, so that nobody takes them for something else.
-pub(crate) const PREFIX: &str = "hgd-";
+pub const PREFIX: &str = "hgd-";
+/// How often a directory is tried that other labs may be removing.
+const MAKE_TRIES: usize = 8;
 /// Where labs keep their state.
-pub(crate) const HOME: &str = "/var/tmp/hedgerow-lab";
+pub const HOME: &str = "/var/tmp/hedgerow-lab";
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Manifest {
@@ -32,7 +34,7 @@ struct Manifest {
 
 /// A running lab. Dropping it removes everything that it made.
 #[derive(Debug)]
-pub(crate) struct Lab {
+pub struct Lab {
     directory: PathBuf,
     manifest: Mutex<Manifest>,
     /// Held while the lab lives; the kernel lets go of it however the lab ends.
@@ -45,7 +47,7 @@ impl Lab {
     /// # Errors
     ///
     /// When another one is running, or we are not root.
-    pub(crate) fn open(name: &str) -> Result<Self> {
+    pub fn open(name: &str) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             bail!("the lab makes network namespaces, which takes root: run it with sudo");
         }
@@ -71,7 +73,7 @@ impl Lab {
     }
 
     /// Returns the directory with the lab's state, logs included.
-    pub(crate) fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         &self.directory
     }
 
@@ -80,7 +82,7 @@ impl Lab {
     /// # Errors
     ///
     /// When the parent cannot be made.
-    pub(crate) fn path(&self, relative: &str) -> Result<PathBuf> {
+    pub fn path(&self, relative: &str) -> Result<PathBuf> {
         let path = self.directory.join(relative);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)
@@ -94,13 +96,15 @@ impl Lab {
     /// # Errors
     ///
     /// When `ip` refuses.
-    pub(crate) fn namespace(&self, name: &str) -> Result<()> {
+    pub fn namespace(&self, name: &str) -> Result<()> {
         let etc = Path::new("/etc/netns").join(name);
         self.record(|m| {
             m.namespaces.insert(name.to_owned());
             m.directories.insert(etc.clone());
         })?;
-        fs::create_dir_all(&etc)?;
+        // Another lab that ends at this moment removes the empty parent between two steps of ours.
+        let made = (0..MAKE_TRIES).find_map(|_| fs::create_dir_all(&etc).ok());
+        made.with_context(|| format!("cannot make {}", etc.display()))?;
         process::run(&["ip", "netns", "add", name])?;
         process::run(&["ip", "-n", name, "link", "set", "lo", "up"])?;
         Ok(())
@@ -111,7 +115,7 @@ impl Lab {
     /// # Errors
     ///
     /// When a process does not end, or `ip` refuses.
-    pub(crate) fn remove_namespace(&self, name: &str) -> Result<()> {
+    pub fn remove_namespace(&self, name: &str) -> Result<()> {
         end_all(name);
         process::run(&["ip", "netns", "delete", name])?;
         Ok(())
@@ -122,7 +126,7 @@ impl Lab {
     /// # Errors
     ///
     /// When it cannot be made.
-    pub(crate) fn foreign_directory(&self, path: &str) -> Result<()> {
+    pub fn foreign_directory(&self, path: &str) -> Result<()> {
         let path = PathBuf::from(path);
         if path.is_dir() {
             return Ok(());
@@ -138,7 +142,7 @@ impl Lab {
     /// # Errors
     ///
     /// When it cannot be started, or the lab is closing.
-    pub(crate) fn start(&self, namespace: &str, log: &str, argv: &[&str]) -> Result<u32> {
+    pub fn start(&self, namespace: &str, log: &str, argv: &[&str]) -> Result<u32> {
         let log = self.path(&format!("logs/{log}.log"))?;
         let words: Vec<&str> = ["ip", "netns", "exec", namespace]
             .into_iter()
@@ -161,13 +165,13 @@ impl Lab {
     }
 
     /// Removes everything that the lab made, logs excepted. Nothing can be started afterwards.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.manifest().closed = true;
         self.remove_all();
     }
 
     /// Returns whether the lab is being removed.
-    pub(crate) fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.manifest().closed
     }
 
@@ -203,7 +207,7 @@ impl Lab {
     /// # Errors
     ///
     /// When the directory cannot be emptied.
-    pub(crate) fn wipe(&self) -> Result<()> {
+    pub fn wipe(&self) -> Result<()> {
         fs::remove_dir_all(&self.directory)?;
         fs::create_dir_all(&self.directory)?;
         self.save(&self.manifest())
@@ -237,7 +241,7 @@ impl Drop for Lab {
 }
 
 /// Returns the pids of every process in a namespace of ours.
-pub(crate) fn processes_in(namespace: &str) -> Vec<u32> {
+pub fn processes_in(namespace: &str) -> Vec<u32> {
     let listed = process::run(&["ip", "netns", "pids", namespace]).unwrap_or_default();
     listed
         .lines()

@@ -15,18 +15,18 @@ mod agent;
 mod attack;
 mod bench;
 mod central;
-mod clock;
+pub mod clock;
 mod demo;
 mod entropy;
 mod fleet;
-mod lab;
+pub mod lab;
 mod matrix;
 mod plant;
 mod probe;
-mod process;
+pub mod process;
 mod programs;
 mod screen;
-mod supervise;
+pub mod supervise;
 mod witness;
 
 use std::net::SocketAddr;
@@ -138,7 +138,8 @@ enum Command {
     },
 }
 
-fn main() -> ExitCode {
+/// Does what the command line says.
+pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo { once, json, until } => {
             demo::run(Screen::of(json), demo::Options { once, until })

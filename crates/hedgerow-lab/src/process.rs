@@ -8,11 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+pub use rustix::process::Signal;
 
 use crate::clock;
 
 /// How long a tool may take before it is killed, unless said otherwise.
-pub(crate) const TOOL_SECONDS_MAX: u32 = 60;
+pub const TOOL_SECONDS_MAX: u32 = 60;
 
 /// Makes a command from its words, in a process group of its own, without standard input.
 ///
@@ -23,7 +24,7 @@ pub(crate) const TOOL_SECONDS_MAX: u32 = 60;
     clippy::disallowed_methods,
     reason = "the lab's work is to run programs that it did not write"
 )]
-pub(crate) fn command(argv: &[&str]) -> Result<Command> {
+pub fn command(argv: &[&str]) -> Result<Command> {
     let (program, arguments) = argv.split_first().context("an empty command line")?;
     let mut command = Command::new(program);
     command
@@ -38,7 +39,7 @@ pub(crate) fn command(argv: &[&str]) -> Result<Command> {
 /// # Errors
 ///
 /// When it cannot be started. That it failed is in the output's status.
-pub(crate) fn output(argv: &[&str], input: Option<&str>) -> Result<Output> {
+pub fn output(argv: &[&str], input: Option<&str>) -> Result<Output> {
     let limit = TOOL_SECONDS_MAX.to_string();
     let words: Vec<&str> = ["timeout", "--kill-after=2", &limit]
         .into_iter()
@@ -72,7 +73,7 @@ pub(crate) fn output(argv: &[&str], input: Option<&str>) -> Result<Output> {
 /// # Errors
 ///
 /// When it cannot be started or fails: with what it said on standard error.
-pub(crate) fn run(argv: &[&str]) -> Result<String> {
+pub fn run(argv: &[&str]) -> Result<String> {
     run_with(argv, None)
 }
 
@@ -81,7 +82,7 @@ pub(crate) fn run(argv: &[&str]) -> Result<String> {
 /// # Errors
 ///
 /// As [`run`].
-pub(crate) fn run_with(argv: &[&str], input: Option<&str>) -> Result<String> {
+pub fn run_with(argv: &[&str], input: Option<&str>) -> Result<String> {
     let output = output(argv, input)?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
@@ -102,7 +103,7 @@ pub(crate) fn run_with(argv: &[&str], input: Option<&str>) -> Result<String> {
 /// # Errors
 ///
 /// When it cannot be started or the log cannot be opened.
-pub(crate) fn spawn(argv: &[&str], log: &Path) -> Result<Child> {
+pub fn spawn(argv: &[&str], log: &Path) -> Result<Child> {
     let out = File::options()
         .create(true)
         .append(true)
@@ -118,7 +119,7 @@ pub(crate) fn spawn(argv: &[&str], log: &Path) -> Result<Child> {
 
 /// Returns the kernel's start time of a process, in clock ticks since boot: with the pid it names
 /// one process for ever. Zombies have ended.
-pub(crate) fn start_time(pid: u32) -> Option<u64> {
+pub fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses and may contain anything.
     let (_, rest) = stat.rsplit_once(')')?;
@@ -129,12 +130,12 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Sends SIGKILL to a process.
-pub(crate) fn kill(pid: u32) {
-    signal(pid, rustix::process::Signal::KILL);
+pub fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
 }
 
 /// Sends a signal to a process; one that has ended is no error.
-pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
+pub fn signal(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid)
         .ok()
         .and_then(rustix::process::Pid::from_raw);
@@ -149,7 +150,7 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
 /// # Errors
 ///
 /// When it has not within `limit`.
-pub(crate) fn wait_end(pid: u32, limit: Duration) -> Result<()> {
+pub fn wait_end(pid: u32, limit: Duration) -> Result<()> {
     clock::wait_for(&format!("process {pid} to end"), limit, || {
         Ok(start_time(pid).is_none().then_some(()))
     })

@@ -34,34 +34,34 @@ const STOP_WITHIN: Duration = Duration::from_secs(8);
 
 /// What is to be kept running, and how.
 #[derive(Debug, Clone)]
-pub(crate) struct Service {
+pub struct Service {
     /// Where the program reports to.
-    pub(crate) socket: PathBuf,
+    pub socket: PathBuf,
     /// While this file exists, the program is not started again.
-    pub(crate) hold: PathBuf,
+    pub hold: PathBuf,
     /// Where the state is written to whenever it changes.
-    pub(crate) state: PathBuf,
+    pub state: PathBuf,
     /// How often the program must report that it lives.
-    pub(crate) watchdog: Option<Duration>,
+    pub watchdog: Option<Duration>,
     /// The program and its arguments.
-    pub(crate) argv: Vec<String>,
+    pub argv: Vec<String>,
 }
 
 /// What the supervisor knows.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct State {
+pub struct State {
     /// The program's pid, while it runs.
-    pub(crate) pid: Option<u32>,
+    pub pid: Option<u32>,
     /// How often it was started.
-    pub(crate) starts: u32,
+    pub starts: u32,
     /// Whether it said that it is ready.
-    pub(crate) ready: bool,
+    pub ready: bool,
     /// What it last said of itself.
-    pub(crate) status: String,
+    pub status: String,
     /// Names of the descriptors that are kept for it.
-    pub(crate) stored: Vec<String>,
+    pub stored: Vec<String>,
     /// How often the watchdog killed it.
-    pub(crate) watchdog_kills: u32,
+    pub watchdog_kills: u32,
 }
 
 /// Reads what a supervisor wrote last.
@@ -69,7 +69,7 @@ pub(crate) struct State {
 /// # Errors
 ///
 /// When there is nothing to read yet.
-pub(crate) fn state(path: &Path) -> Result<State> {
+pub fn state(path: &Path) -> Result<State> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn state(path: &Path) -> Result<State> {
 /// # Errors
 ///
 /// When the socket cannot be made or the program cannot be started.
-pub(crate) fn supervise(service: Service) -> Result<()> {
+pub fn supervise(service: Service) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -1,4 +1,5 @@
-//! Replays the fuzz corpora, so that every toolchain and every change meets them.
+//! Replays the fuzz corpora, so that every toolchain and every change meets them; and plays the
+//! product on the real kernel: the demonstration, and live scenarios.
 
 #[path = "../../../../fuzz/src/targets.rs"]
 #[expect(
@@ -11,10 +12,16 @@ mod targets;
 
 mod agreement;
 mod demonstration;
+#[cfg(test)]
+mod live;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::RwLock;
+
+/// Taken for writing by whoever measures this machine, for reading by everybody who loads it.
+static MACHINE: RwLock<()> = RwLock::new(());
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus")
