@@ -3,5 +3,6 @@
 
 
 mod device;
+mod grace;
 mod plot;
 mod renewal;
