@@ -6,3 +6,4 @@ mod device;
 mod grace;
 mod plot;
 mod renewal;
+mod restore;
