@@ -4,6 +4,7 @@
 
 mod device;
 mod grace;
+mod killed;
 mod plot;
 mod renewal;
 mod restore;
