@@ -3,6 +3,7 @@
 
 
 mod device;
+mod entry;
 mod grace;
 mod killed;
 mod plot;
