@@ -3,6 +3,7 @@
 
 
 mod device;
+mod ended;
 mod entry;
 mod grace;
 mod killed;
