@@ -2,6 +2,7 @@
 //! brings: days that pass, power cuts, full disks, wrong clocks, restored backups.
 
 
+mod confirmed;
 mod device;
 mod ended;
 mod entry;
