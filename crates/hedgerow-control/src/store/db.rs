@@ -18,6 +18,9 @@ const READERS_MAX: u32 = 4;
 /// How long a statement waits for another process (a backup) to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Takes the write lock at once, so that no change finds out halfway that another came first.
+const BEGIN: &str = "BEGIN IMMEDIATE";
+
 /// A value bound to a statement.
 #[derive(Debug, Clone)]
 pub(crate) enum Val {
@@ -128,9 +131,16 @@ impl Pool {
     /// Begins a change. Nothing is kept before [`Tx::commit`].
     pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
         match self {
-            Self::Sqlite { writer, .. } => {
-                Ok(Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?))
-            }
+            Self::Sqlite { writer, .. } => match writer.begin_with(BEGIN).await {
+                Ok(tx) => Ok(Tx::Sqlite(tx)),
+                // When the disk is full SQLite ends a transaction by itself, and the driver goes on
+                // believing in it: such a connection never begins another.
+                Err(error) => {
+                    tracing::warn!(%error, "the writer's connection is opened anew");
+                    writer.acquire().await?.close().await.unwrap_or_default();
+                    Ok(Tx::Sqlite(writer.begin_with(BEGIN).await?))
+                }
+            },
         }
     }
 

@@ -52,6 +52,18 @@ async fn an_existing_file_opens_again_with_its_schema_and_its_counter() {
     again.close().await;
 }
 
+/// As when the disk is full: SQLite ends the transaction, and the driver does not know.
+#[tokio::test]
+async fn a_transaction_that_the_database_ended_does_not_end_all_later_ones() {
+    let s = Scratch::open().await;
+    let mut tx = s.store.pool.begin().await.unwrap();
+    tx.run("ROLLBACK", Vec::new()).await.unwrap();
+    drop(tx);
+    s.change().await.commit().await.unwrap();
+    assert_eq!(s.store.revision().await.unwrap().number, 1);
+    s.store.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn revisions_have_no_gap_whoever_writes_and_whoever_gives_up() {
     let s = Scratch::open().await;
