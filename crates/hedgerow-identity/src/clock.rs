@@ -8,6 +8,9 @@
 //! The floor is the latest moment that is proven to be past: when this program was built, what was
 //! persisted, a beacon, the beginning of a certificate that verifies. It advances with the monotonic
 //! clock. The system clock never moves it, so that one wrong second cannot poison what follows.
+//!
+//! A floor that comes from a live session is not only past but present: for [`PRESENT_BELIEVED`] it is
+//! trusted in place of a system clock that is wrong.
 
 use std::time::Duration;
 
@@ -18,6 +21,10 @@ use hedgerow_model::{Mono, Now, Wall};
 pub const BEHIND_TOLERATED: Duration = Duration::from_secs(300);
 /// How far ahead of the floor the system clock is believed.
 pub const AHEAD_BELIEVED: Duration = Duration::from_secs(365 * 86_400);
+
+/// How long the time that a live session gave is trusted: it goes on with the monotonic clock, which
+/// stands still while a machine sleeps.
+pub const PRESENT_BELIEVED: Duration = Duration::from_secs(86_400);
 
 /// Whether the system clock is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +42,8 @@ pub enum ClockState {
 pub struct TrustedClock {
     floor: Wall,
     at: Mono,
+    /// Until when the floor is the present.
+    present_until: Option<Mono>,
 }
 
 impl TrustedClock {
@@ -43,7 +52,17 @@ impl TrustedClock {
         Self {
             floor: persisted.map_or(built, |persisted| persisted.max(built)),
             at: mono,
+            present_until: None,
         }
+    }
+
+    /// Learns over a live session that it is `present` at this moment. One that lies behind what is
+    /// proven to be past is not believed. Returns whether the floor rose.
+    pub fn handle_present(&mut self, present: Wall, mono: Mono) -> bool {
+        if self.floor(mono).since(present) <= BEHIND_TOLERATED {
+            self.present_until = Some(mono + PRESENT_BELIEVED);
+        }
+        self.raise(present, mono)
     }
 
     /// Returns the floor at this moment: what to persist.
@@ -75,7 +94,8 @@ impl TrustedClock {
         }
     }
 
-    /// Returns the time to decide by. An untrusted one is the floor: a lower bound of the time.
+    /// Returns the time to decide by. Where the system clock is not believed it is the floor: the
+    /// present while a session gave it lately, else untrusted, a lower bound of the time.
     pub fn now(&self, system: Wall, mono: Mono) -> Now {
         let floor = self.floor(mono);
         match self.state(system, mono) {
@@ -87,7 +107,7 @@ impl TrustedClock {
             ClockState::Behind(_) | ClockState::Ahead(_) => Now {
                 mono,
                 wall: floor,
-                wall_is_trusted: false,
+                wall_is_trusted: self.present_until.is_some_and(|until| mono < until),
             },
         }
     }
@@ -146,5 +166,26 @@ mod tests {
         let now = clock.now(after(1), Mono::ZERO);
         assert!(now.wall_is_trusted);
         assert_eq!(now.wall, after(1) + Duration::from_secs(30));
+    }
+
+    #[test]
+    fn the_present_of_a_session_stands_in_for_a_wrong_clock_for_a_day() {
+        for wrong in [Wall(0), after(174)] {
+            let mut clock = TrustedClock::new(BUILT, None, Mono::ZERO);
+            assert!(clock.handle_present(after(1), Mono::ZERO));
+            let later = Mono::ZERO + Duration::from_secs(3600);
+            let now = clock.now(wrong, later);
+            assert!(now.wall_is_trusted);
+            assert_eq!(now.wall, after(1) + Duration::from_secs(3600));
+            let next_day = Mono::ZERO + PRESENT_BELIEVED;
+            assert!(!clock.now(wrong, next_day).wall_is_trusted);
+        }
+    }
+
+    #[test]
+    fn a_session_that_lags_behind_what_is_proven_does_not_give_the_present() {
+        let mut clock = TrustedClock::new(BUILT, Some(after(1)), Mono::ZERO);
+        assert!(!clock.handle_present(BUILT, Mono::ZERO));
+        assert!(!clock.now(Wall(0), Mono::ZERO).wall_is_trusted);
     }
 }

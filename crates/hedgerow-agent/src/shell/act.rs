@@ -10,7 +10,7 @@ use hedgerow_mesh::OwnIdentity;
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::resource::ResourceKind;
-use hedgerow_model::{Mono, Now};
+use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_sync::agent::{self, Opening};
 use hedgerow_sync::message::{self, HandUp};
 use hedgerow_sync::{AgentSession, Backoff};
@@ -240,7 +240,10 @@ impl Daemon {
             self.fatal = Some(failure);
             return;
         }
+        let sequence = own.binding.sequence;
         self.tell_mesh(own, now);
+        self.clock.handle_given(Wall::from_secs(sequence));
+        self.written("trusted time", |s| s.store.write_floor(s.clock.floor()));
     }
 
     fn tell_mesh(&mut self, own: OwnIdentity, now: Now) {
@@ -510,7 +513,7 @@ impl Daemon {
             return;
         }
         if let Some(secs) = self.state.handle_beacon(bytes, now)
-            && let Some(floor) = self.clock.raise(hedgerow_model::Wall::from_secs(secs))
+            && let Some(floor) = self.clock.handle_present(Wall::from_secs(secs))
         {
             self.written("trusted time", |s| s.store.write_floor(floor));
         }

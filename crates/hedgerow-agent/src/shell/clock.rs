@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use hedgerow_identity::clock::{ClockState, TrustedClock};
+use hedgerow_identity::clock::{BEHIND_TOLERATED, ClockState, TrustedClock};
 use hedgerow_model::{Mono, Now, Wall};
 
 /// 2026-11-01: nothing was built before, so a clock that says less is wrong.
 const BUILT: Wall = Wall::from_secs(1_793_491_200);
+/// Sequences of bindings are seconds.
+const SEQUENCE_STEP: Duration = Duration::from_secs(1);
 /// Timers of the runtime reach no further.
 const FAR: Duration = Duration::from_secs(30 * 86_400);
 
@@ -15,6 +17,8 @@ const FAR: Duration = Duration::from_secs(30 * 86_400);
 pub(crate) struct Clock {
     start: Instant,
     trusted: TrustedClock,
+    /// Later than every sequence that we gave.
+    given: Wall,
 }
 
 impl Clock {
@@ -27,6 +31,7 @@ impl Clock {
         Self {
             start: Instant::now(),
             trusted: TrustedClock::new(BUILT, persisted, Mono::ZERO),
+            given: Wall(0),
         }
     }
 
@@ -52,13 +57,30 @@ impl Clock {
     /// Learns that `proven` is past. Returns the floor when that was news.
     pub(crate) fn raise(&mut self, proven: Wall) -> Option<Wall> {
         let mono = self.mono();
-        let news = self.trusted.raise(proven, mono);
-        news.then(|| self.trusted.floor(mono))
+        self.trusted.raise(proven, mono).then(|| self.floor())
     }
 
-    /// Returns the floor: what to write down.
+    /// Learns over a live session that it is `present` now. Returns the floor when it rose.
+    pub(crate) fn handle_present(&mut self, present: Wall) -> Option<Wall> {
+        let mono = self.mono();
+        let news = self.trusted.handle_present(present, mono);
+        news.then(|| self.floor())
+    }
+
+    /// Notes that we signed something that is dated `sequence`: peers refuse what is not later.
+    pub(crate) fn handle_given(&mut self, sequence: Wall) {
+        self.given = self.given.max(sequence + SEQUENCE_STEP);
+    }
+
+    /// Returns what to write down: the floor, so that a machine whose clock starts at 1970 starts with
+    /// a time after all that it signed. The system clock, by which it signs, may raise it by no more
+    /// than is forgiven when somebody sets it right.
     pub(crate) fn floor(&self) -> Wall {
-        self.trusted.floor(self.mono())
+        let floor = self.trusted.floor(self.mono());
+        match self.given.since(floor) <= BEHIND_TOLERATED {
+            true => floor.max(self.given),
+            false => floor,
+        }
     }
 
     /// Returns the moment of `mono` for timers of the runtime.

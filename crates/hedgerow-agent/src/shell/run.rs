@@ -39,8 +39,9 @@ use crate::state::{Local, Reading, State};
 const INPUTS_MAX: usize = 256;
 /// How soon a changed spool is written when nothing in it is urgent.
 const SPOOL_WITHIN: Duration = Duration::from_secs(10);
-/// How often the trusted-time floor is written.
-const FLOOR_EVERY: Duration = Duration::from_secs(3600);
+/// How often the trusted-time floor is written: a device whose clock starts at 1970 comes back so late
+/// at most, and for so long its peers take its introductions for repeated ones.
+const FLOOR_EVERY: Duration = Duration::from_secs(300);
 /// How often names of controllers are looked up again.
 const NAMES_EVERY: Duration = Duration::from_secs(300);
 /// How often the table is read back where others can change it.

@@ -59,7 +59,7 @@ pub(super) fn of(daemon: &mut Daemon) -> Value {
         "table": table(daemon),
         "lifeline": lifeline::status(&daemon.state, now),
         "mesh": mesh(daemon),
-        "clock": { "state": clock, "seconds": now.wall.secs() },
+        "clock": { "state": clock, "trusted": now.wall_is_trusted, "seconds": now.wall.secs() },
         "events_waiting": daemon.state.spool().len(),
         "disk_failed": daemon.state.disk_failed(),
     })
