@@ -597,6 +597,9 @@ impl Daemon {
     pub(super) async fn finish(mut self, end: End) -> End {
         self.notify("say that we are stopping", |m, _| m.stopping());
         let now = self.clock.now();
+        // A report under way may not be answered any more: it is sent again, with what came since, so
+        // that the controller learns of the end now and not at the next start.
+        self.state.spool().handle_uplink_down();
         self.report_events();
         if let Some(session) = self.session() {
             session.bye();
