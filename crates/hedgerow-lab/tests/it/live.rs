@@ -1,9 +1,10 @@
 //! Live scenarios: real daemons in small plants of their own, with real traffic, through what a year
 //! brings: days that pass, power cuts, full disks, wrong clocks, restored backups.
 
-
+mod clocks;
 mod confirmed;
 mod device;
+mod disks;
 mod ended;
 mod entry;
 mod grace;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +11,7 @@ use hedgerow_lab::process::Signal;
 use hedgerow_lab::{clock, process, supervise};
 use serde_json::Value;
 
+use super::disks::SmallDisk;
 use super::plot::{Monotonic, Plot, Said, program, strs, timed};
 
 /// How long an agent may take to be ready.
@@ -28,6 +30,8 @@ pub(crate) struct Device<'p> {
     pub(crate) directory: PathBuf,
     /// The file that its clock is read from, and whether its monotonic clock follows.
     clock: (PathBuf, Monotonic),
+    /// The supervisor's pid; 0 while there is none.
+    supervisor: AtomicU32,
 }
 
 impl<'p> Device<'p> {
@@ -55,6 +59,7 @@ impl<'p> Device<'p> {
             namespace,
             directory,
             clock: (plot.clock(), Monotonic::Moves),
+            supervisor: AtomicU32::new(0),
         })
     }
 
@@ -76,16 +81,60 @@ impl<'p> Device<'p> {
         Ok(argv)
     }
 
+    /// Gives the device a clock of its own from its agent's next start.
+    pub(crate) fn own_clock(&mut self, file: PathBuf, monotonic: Monotonic) {
+        self.clock = (file, monotonic);
+    }
+
+    /// Ends agent and supervisor at once, and everything in the device's kernel that is Hedgerow's.
+    pub(crate) fn cut_power(&self) -> Result<()> {
+        let supervisor = self.supervisor.swap(0, Ordering::SeqCst);
+        ensure!(supervisor != 0, "it was not started");
+        let agent = self.service()?.pid.context("the agent does not run")?;
+        for pid in [supervisor, agent] {
+            process::signal(pid, Signal::KILL);
+            process::wait_end(pid, Duration::from_secs(5))?;
+        }
+        self.run(&["nft", "delete", "table", "inet", "hedgerow"])?
+            .done()?;
+        self.run(&["ip", "link", "delete", "hedgerow0"])?.done()?;
+        Ok(())
+    }
+
     /// Starts the agent under its supervisor; returns when it is ready.
     pub(crate) fn start(&self) -> Result<()> {
+        self.start_in(&[])
+    }
+
+    /// As [`Self::start`], with the state directory on a disk of `kib` KiB.
+    pub(crate) fn start_on_small_disk(&self, kib: u32) -> Result<SmallDisk> {
+        let state = self.directory.join("state");
+        self.start_in(&SmallDisk::words(&state, kib)?)?;
+        Ok(SmallDisk::of(
+            self.supervisor.load(Ordering::SeqCst),
+            &state,
+        ))
+    }
+
+    fn start_in(&self, wrapper: &[String]) -> Result<()> {
         let argv = self.argv()?;
         let service = self.directory.join("service");
         drop(fs::remove_file(service.join("hold")));
         drop(fs::remove_file(service.join("state.json")));
         let log = format!("agent-{}", self.name);
         let words = strs(&argv, &["run"]);
-        self.plot.supervise(&self.name, &log, &service, &words)?;
+        let plot = self.plot;
+        let supervisor = plot.supervise((&self.name, &log), &service, wrapper, &words)?;
+        self.supervisor.store(supervisor, Ordering::SeqCst);
         self.wait_ready()
+    }
+
+    /// Ends agent and supervisor in good order.
+    pub(crate) fn stop(&self) -> Result<()> {
+        let supervisor = self.supervisor.swap(0, Ordering::SeqCst);
+        ensure!(supervisor != 0, "it was not started");
+        process::signal(supervisor, Signal::TERM);
+        process::wait_end(supervisor, Duration::from_secs(15))
     }
 
     /// Waits until the agent says that it is ready.
@@ -107,22 +156,11 @@ impl<'p> Device<'p> {
         supervise::state(&self.directory.join("service/state.json"))
     }
 
-    /// Kills the agent without warning; the supervisor starts it again unless [`Self::hold`] was called.
+    /// Kills the agent without warning; the supervisor starts it again.
     pub(crate) fn kill(&self) -> Result<()> {
         let pid = self.service()?.pid.context("the agent does not run")?;
         process::signal(pid, Signal::KILL);
         process::wait_end(pid, Duration::from_secs(5))
-    }
-
-    /// Keeps the agent dead once it has ended.
-    pub(crate) fn hold(&self) -> Result<()> {
-        Ok(fs::write(self.directory.join("service/hold"), "")?)
-    }
-
-    /// Lets the agent be started again; returns when it is ready.
-    pub(crate) fn revive(&self) -> Result<()> {
-        fs::remove_file(self.directory.join("service/hold"))?;
-        self.wait_ready()
     }
 
     /// Returns what the agent says of itself.

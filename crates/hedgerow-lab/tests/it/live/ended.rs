@@ -77,7 +77,6 @@ fn who_is_removed_leaves_or_is_switched_off_gets_the_old_network_back() -> Resul
         .done()?;
     leaver.start()?;
     leaver.wait_reaches(&target, 9000)?;
-    leaver.hold()?;
     leaver.agent(&["leave"])?.done()?;
     ensure!(
         network(&leaver)? == before,
@@ -96,15 +95,14 @@ fn who_is_removed_leaves_or_is_switched_off_gets_the_old_network_back() -> Resul
     leaver.start()?;
     leaver.wait_reaches(&target, 9000)?;
 
-    leaver.hold()?;
     leaver.agent(&["off"])?.done()?;
     ensure!(
         network(&leaver)? == before,
         "{}\nwas\n{before}",
         network(&leaver)?
     );
-    plot.event("enforcement_disabled", |e| e["device_name"] == "leaver")?;
-    leaver.revive()?;
+    plot.event("enforcement_disabled", |e| e["device_name"] == "leaver.s1")?;
+    leaver.start()?;
     leaver.wait_reaches(&target, 9000)?;
     ensure!(!leaver.table()?.is_empty(), "no table");
     Ok(())

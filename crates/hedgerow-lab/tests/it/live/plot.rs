@@ -25,6 +25,7 @@ use hedgerow_lab::{clock, process, supervise};
 use serde_json::Value;
 
 use super::device::Device;
+use super::disks::SmallDisk;
 
 /// Where the controller listens.
 const CENTRAL: &str = "10.77.0.2:7443";
@@ -327,35 +328,62 @@ impl Plot {
 
     /// Starts the controller under a supervisor; returns when it answers.
     pub(crate) fn start_central(&self) -> Result<()> {
+        self.start_central_in(&[])?;
+        Ok(())
+    }
+
+    /// As [`Self::start_central`], with its state directory on a disk of `kib` KiB.
+    pub(crate) fn start_central_on_small_disk(&self, kib: u32) -> Result<SmallDisk> {
+        let words = SmallDisk::words(&self.files(), kib)?;
+        // The operator's tool has its certificate from elsewhere.
+        let operator = self.files().with_extension("whole").join("operator");
+        process::run(&[
+            "cp",
+            "-a",
+            &operator.to_string_lossy(),
+            &self.files().to_string_lossy(),
+        ])?;
+        Ok(SmallDisk::of(self.start_central_in(&words)?, &self.files()))
+    }
+
+    fn start_central_in(&self, wrapper: &[String]) -> Result<u32> {
         let service = self.lab.path("central/service/state.json")?;
         let service = service.with_file_name("");
         let config = self.files().join("control.toml");
-        let argv = timed(
-            &program("hedgerow-control")?,
-            &self.clock(),
-            Monotonic::Moves,
-        )?;
+        let control = program("hedgerow-control")?;
+        let argv = timed(&control, &self.clock(), Monotonic::Moves)?;
         let words = ["run", "--config", &config.to_string_lossy()];
-        self.supervise("central", "central", &service, &strs(&argv, &words))?;
-        self.wait_central()
+        let supervisor = self.supervise(
+            ("central", "central"),
+            &service,
+            wrapper,
+            &strs(&argv, &words),
+        )?;
+        self.wait_central()?;
+        Ok(supervisor)
     }
 
-    /// Starts something under a supervisor; returns the supervisor's pid.
+    /// Starts something in a namespace under a supervisor, which runs within the words of `wrapper`;
+    /// returns the supervisor's pid.
     pub(crate) fn supervise(
         &self,
-        what: &str,
-        log: &str,
+        (what, log): (&str, &str),
         service: &Path,
+        wrapper: &[String],
         argv: &[&str],
     ) -> Result<u32> {
         let service = service.to_string_lossy();
+        let supervisor = env!("CARGO_BIN_EXE_hedgerow-lab");
         let words = [
-            env!("CARGO_BIN_EXE_hedgerow-lab"),
+            supervisor,
             "supervise",
             "--directory",
             &service,
+            "--watchdog-secs",
+            "60",
+            "--",
         ];
-        let words = [&words, &["--watchdog-secs", "60", "--"][..], argv].concat();
+        let words = [&strs(wrapper, &words)[..], argv].concat();
         self.lab.start(&self.namespace(what), log, &words)
     }
 
