@@ -130,8 +130,11 @@ pub fn wireguard(data: &[u8]) {
 
 /// Packets that come out of a tunnel.
 pub fn inner(data: &[u8]) {
+    use hedgerow_linux::tunnel::Rejection;
     drop(hedgerow_linux::tunnel::inner::decode(data));
-    drop(hedgerow_linux::tunnel::inner::refusal(data));
+    for why in [Rejection::Prohibited, Rejection::Unreachable] {
+        drop(hedgerow_linux::tunnel::inner::refusal(data, why));
+    }
 }
 
 /// Policy files.
