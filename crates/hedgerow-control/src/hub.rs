@@ -217,6 +217,15 @@ impl Hub {
         f(self.statuses().entry(device).or_default())
     }
 
+    /// Forgets a device that has no session.
+    pub(crate) fn forget(&self, device: DeviceId) {
+        let mut statuses = self.statuses();
+        let idle = |s: &Status| s.live.is_none() && s.held.is_none();
+        if statuses.get(&device).is_some_and(idle) {
+            statuses.remove(&device);
+        }
+    }
+
     /// Wakes every session.
     pub(crate) fn raise_all(&self, bits: u32) {
         for status in self.statuses().values() {

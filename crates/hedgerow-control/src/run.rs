@@ -32,6 +32,8 @@ use crate::{disk, journal};
 const BEACON_EVERY: Duration = Duration::from_secs(300);
 /// How often certificates, manifests and lists are looked after.
 const UPKEEP_EVERY: Duration = Duration::from_secs(60);
+/// How often what may be forgotten is forgotten.
+const RETENTION_EVERY: Duration = Duration::from_secs(3600);
 /// How long sessions may take to say goodbye.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 /// Shortest time between two rounds of names.
@@ -200,6 +202,7 @@ fn spawn_chores(
         tokio::spawn(beacons(control.clone(), stopped.clone())),
         tokio::spawn(names(control.clone(), stopped.clone())),
         tokio::spawn(upkeep(control.clone(), tls.clone(), stopped.clone())),
+        tokio::spawn(retention(control.clone(), stopped.clone())),
         tokio::spawn(upkeep_on_signal(control.clone(), tls.clone())),
     ]
 }
@@ -226,6 +229,18 @@ async fn names(control: Arc<Controller>, mut stopped: watch::Receiver<bool>) {
         let told = control.tell_names();
         let seconds = u64::try_from(told / NAMES_PER_SECOND).unwrap_or(60).min(60);
         pause = NAMES_EVERY + Duration::from_secs(seconds);
+    }
+}
+
+async fn retention(control: Arc<Controller>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        if let Err(error) = control.retire().await {
+            tracing::error!(%error, "what should be forgotten is still there; it is tried again");
+        }
+        let wait = tokio::time::timeout(RETENTION_EVERY, stopped.changed());
+        if wait.await.is_ok() {
+            return;
+        }
     }
 }
 

@@ -174,6 +174,13 @@ impl Snapshot {
         self.devices.insert(device.id, Arc::new(device));
     }
 
+    /// Takes out a device that has ended.
+    pub(crate) fn forget_device(&mut self, id: DeviceId) {
+        if self.devices.get(&id).is_some_and(|d| d.ended.is_some()) {
+            self.devices.remove(&id);
+        }
+    }
+
     fn forget_indices(&mut self, device: &DeviceRecord) {
         let key = (device.site.clone(), device.name.clone());
         if self.names.get(&key) == Some(&device.id) {

@@ -4,5 +4,6 @@ pub(crate) mod devices;
 pub(crate) mod enrollment;
 pub(crate) mod policy;
 pub(crate) mod renewal;
+mod retention;
 pub(crate) mod sites;
 pub(crate) mod tokens;

@@ -136,6 +136,17 @@ impl Controller {
                 "`hedgerow policy history` shows them",
             )
         })?;
+        if record.source.is_empty() {
+            return Err(Refusal::new(
+                Kind::NotFound,
+                "revision_text_gone",
+                format!(
+                    "the text of revision {} is not kept any more",
+                    record.revision
+                ),
+                "apply the file from your own records; the revision's hash tells whether it is the one",
+            ));
+        }
         let note = format!("back to {}", record.revision);
         self.apply_policy(actor, &record.source, &note, confirmation)
             .await

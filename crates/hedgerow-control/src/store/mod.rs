@@ -21,6 +21,7 @@ pub(crate) mod devices;
 pub(crate) mod events;
 pub(crate) mod pending;
 pub(crate) mod policies;
+pub(crate) mod retention;
 pub(crate) mod revocations;
 pub(crate) mod sites;
 pub(crate) mod tokens;

@@ -178,3 +178,59 @@ async fn a_new_timeline_is_larger_and_begins_at_its_first_number() {
     let next = s.change().await.commit().await.unwrap();
     assert_eq!((next.timeline, next.number), (1000, 1));
 }
+
+#[tokio::test]
+async fn what_is_over_leaves_and_evidence_stays() {
+    let s = Scratch::open().await;
+    let day = 24 * 3600 * 1000;
+    let mut change = s.change().await;
+    for (id, expires) in [([1; 8], day), ([2; 8], 20 * day)] {
+        let token = tokens::TokenRecord {
+            id,
+            public_key: hedgerow_model::statement::Ed25519Public([0; 32]),
+            site: site("s1"),
+            labels: hedgerow_model::id::Labels::default(),
+            name: None,
+            approve: false,
+            uses_max: 1,
+            used: 0,
+            created: Wall(0),
+            created_by: "admin".to_owned(),
+            expires: Wall(expires),
+            revoked: None,
+        };
+        tokens::create(&mut change.tx, &token).await.unwrap();
+    }
+    change.commit().await.unwrap();
+    let most = retention::POLICY_TEXTS_MAX;
+    let mut tx = s.store.note().await.unwrap();
+    for number in 1..=most + 2 {
+        let revision = Revision {
+            timeline: 1,
+            number,
+        };
+        let record = policies::PolicyRecord {
+            revision,
+            source: "text".to_owned(),
+            hash: hedgerow_model::id::Digest([7; 32]),
+            parent: None,
+            author: "admin".to_owned(),
+            note: String::new(),
+            signature: vec![1],
+            at: Wall(number),
+        };
+        policies::add(&mut tx, &record).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    s.store.retire(Wall(40 * day), &[]).await.unwrap();
+    let left = s.store.tokens().await.unwrap();
+    assert_eq!(left.iter().map(|t| t.id).collect::<Vec<_>>(), [[2; 8]]);
+    let kept = s.store.policy_history(most * 2).await.unwrap();
+    assert_eq!(kept.len() as u64, most + 2, "no revision is gone");
+    let texts = kept.iter().filter(|p| !p.source.is_empty()).count() as u64;
+    assert_eq!(texts, most);
+    assert!(
+        kept.last()
+            .is_some_and(|p| p.source.is_empty() && p.signature == [1])
+    );
+}

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::central::{Central, PATIENCE, pause};
+use crate::central::{Central, FAKETIME, PATIENCE, pause};
 
 /// The operator has to act.
 const OPERATOR: i32 = 1;
@@ -184,10 +184,7 @@ fn what_others_could_read_is_closed_to_them() {
 fn a_clock_that_says_1970_is_said_and_the_fleet_is_served() {
     let mut central = Central::new();
     central.start_with(&[
-        (
-            "LD_PRELOAD",
-            "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
-        ),
+        ("LD_PRELOAD", FAKETIME),
         ("FAKETIME", "@1970-01-01 00:10:00"),
         ("DONT_FAKE_MONOTONIC", "1"),
     ]);

@@ -20,6 +20,9 @@ use crate::agent::{self, Cheat, Device};
 /// How long anything may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What makes a program see another time.
+pub(crate) const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
 /// A controller.
 pub(crate) struct Central {
     pub(crate) dir: PathBuf,
@@ -103,6 +106,36 @@ impl Central {
             "{}",
             String::from_utf8_lossy(&done.stderr)
         );
+    }
+
+    /// Runs the controller at another time until its log says `what`; returns the log.
+    pub(crate) fn log_in_the_future(&self, offset: &str, what: &str) -> String {
+        let path = self.dir.join("log");
+        // It renews its own certificate there, which is not valid yet here.
+        let own = self.dir.join("keys/controller.pem");
+        let certificate = std::fs::read(&own).unwrap();
+        let mut child = self
+            .command(&["run", "--config"])
+            .arg(self.dir.join("control.toml"))
+            .env("LD_PRELOAD", FAKETIME)
+            .envs([("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&path).unwrap())
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + PATIENCE;
+        let log = loop {
+            let log = std::fs::read_to_string(&path).unwrap();
+            if log.contains(what) || Instant::now() > end {
+                break log;
+            }
+            pause();
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        std::fs::write(&own, certificate).unwrap();
+        log
     }
 
     /// Sets one of the bounds under `[limits]`.

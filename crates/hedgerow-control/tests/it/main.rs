@@ -488,6 +488,20 @@ fn a_source_that_leaves_handshakes_open_cannot_keep_agents_out() {
 }
 
 #[test]
+fn a_device_that_ended_long_ago_is_forgotten_and_others_are_not() {
+    let mut central = Central::started();
+    let (_sensor, mut collector) = fleet(&central);
+    central.post("devices/a/revoke", &json!({"reason": "scrapped"}));
+    central.stop();
+    // Its certificate, the grace and the time after it have passed.
+    let log = central.log_in_the_future("+200d", "forgotten");
+    assert!(log.contains("count=1"), "{log}");
+    central.start();
+    let mut b = collector.connect(&central);
+    b.until("a program", |u| u.holds(ResourceKind::Program));
+}
+
+#[test]
 fn a_device_cannot_resolve_whom_policy_keeps_from_it() {
     let central = Central::started();
     let (mut sensor, mut collector) = fleet(&central);
