@@ -230,7 +230,7 @@ async fn enroll(to: SocketAddr, agents: usize, tokens: &[String]) -> Result<Vec<
         let token = Arc::clone(tokens.get(i % tokens.len()).context("no token")?);
         set.spawn(async move {
             let _permit = gate.acquire().await?;
-            Device::enroll(to, &token, format!("fleet-{i}")).await
+            Device::enroll(to, &token, i).await
         });
     }
     let mut devices = Vec::with_capacity(agents);

@@ -1,6 +1,6 @@
 //! A simulated device: real keys, real enrollment, real TLS, real session; no kernel.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,16 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::clock;
 use crate::entropy::{SystemRandom, bytes};
+
+/// Devices that come from one address.
+const DEVICES_PER_SOURCE: usize = 100;
 
 /// What happened to a device, for whoever counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,7 @@ pub(crate) enum News {
 /// An enrolled device.
 #[derive(Debug)]
 pub(crate) struct Device {
+    from: Ipv4Addr,
     config: Arc<ClientConfig>,
     introduction_key: X25519Public,
     generation: u64,
@@ -115,8 +119,14 @@ fn config(
     Ok(config)
 }
 
-async fn connect(config: Arc<ClientConfig>, to: SocketAddr) -> Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(to).await?;
+async fn connect(
+    config: Arc<ClientConfig>,
+    from: Ipv4Addr,
+    to: SocketAddr,
+) -> Result<TlsStream<TcpStream>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((from, 0)))?;
+    let stream = socket.connect(to).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::IpAddress(to.ip().into());
     Ok(TlsConnector::from(config).connect(name, stream).await?)
@@ -128,11 +138,12 @@ impl Device {
     /// # Errors
     ///
     /// When the controller refuses or does not answer.
-    pub(crate) async fn enroll(to: SocketAddr, token: &Token, name: String) -> Result<Self> {
+    pub(crate) async fn enroll(to: SocketAddr, token: &Token, number: usize) -> Result<Self> {
+        let from = source_of(number)?;
         let key = SoftwareP256::generate(&mut SystemRandom)?;
         let request = csr::make(&key)?;
         let introduction_key = X25519Public(bytes());
-        let mut stream = connect(Arc::new(config(enroll::ALPN, None)?), to).await?;
+        let mut stream = connect(Arc::new(config(enroll::ALPN, None)?), from, to).await?;
         let mut exporter = [0u8; EXPORTER_BYTES];
         stream
             .get_ref()
@@ -146,7 +157,7 @@ impl Device {
             csr: request,
             introduction_key,
             agent_version: "fleet".to_owned(),
-            hostname: name,
+            hostname: format!("fleet-{number}"),
             name: None,
         };
         stream.write_all(&frame(&ask)).await?;
@@ -162,6 +173,7 @@ impl Device {
             .collect();
         let own = Some((chain, key.to_pkcs8_der()?.to_vec()));
         Ok(Self {
+            from,
             config: Arc::new(config(hedgerow_sync::ALPN, own)?),
             introduction_key,
             generation: 0,
@@ -206,7 +218,7 @@ impl Device {
         zero: Instant,
         news: &UnboundedSender<News>,
     ) -> Result<Option<Duration>> {
-        let mut stream = connect(Arc::clone(&self.config), to).await?;
+        let mut stream = connect(Arc::clone(&self.config), self.from, to).await?;
         self.generation += 1;
         let mut session =
             AgentSession::new(self.opening(), u64::from_ne_bytes(bytes()), mono(zero));
@@ -292,6 +304,12 @@ impl Device {
             introduction_key: self.introduction_key,
         }
     }
+}
+
+/// Returns where a device connects from: behind one address are as many as behind a site's translator.
+fn source_of(number: usize) -> Result<Ipv4Addr> {
+    let site = u16::try_from(number / DEVICES_PER_SOURCE)?.to_be_bytes();
+    Ok(Ipv4Addr::new(127, 1, site[0], site[1]))
 }
 
 fn mono(zero: Instant) -> Mono {
