@@ -127,8 +127,10 @@ pub(crate) struct Local {
     pub(crate) mesh_port: u16,
     /// Prefixes that always may manage, by the configuration file.
     pub(crate) management: Vec<Prefix>,
-    /// Name and time servers.
+    /// Name and time servers by the configuration file.
     pub(crate) servers: Vec<IpAddr>,
+    /// Name servers that the system names at present.
+    pub(crate) name_servers: Vec<IpAddr>,
     /// Whose sockets may ask them.
     pub(crate) askers: Askers,
     /// Controllers by the configuration file and by the enrollment.
@@ -389,6 +391,15 @@ impl State {
                     );
                 }
             }
+        }
+    }
+
+    /// Notes which name servers the system names at present. They are no input of a trial: whoever
+    /// gives out addresses must not undo anything. An empty list leaves the last one.
+    pub(crate) fn handle_name_servers(&mut self, found: Vec<IpAddr>, now: Now) {
+        if !found.is_empty() && found != self.local.name_servers {
+            self.local.name_servers = found;
+            self.refresh(now);
         }
     }
 

@@ -23,7 +23,7 @@ use super::orders::Told;
 use super::preference::{Unwelcome, Verdict};
 use super::run::{Daemon, End, Live};
 use super::uplink::{self, Connection};
-use super::{offline, status, tls};
+use super::{lifeline, offline, status, tls};
 use crate::failure::{Failure, chain};
 use crate::state::{Step, ToTunnel};
 
@@ -285,6 +285,9 @@ impl Daemon {
         if self.controllers.is_empty() {
             return;
         }
+        // The network may have come up since, and named its servers.
+        let found = lifeline::name_servers(&self.config);
+        self.state.handle_name_servers(found, now);
         let endpoint = self
             .controllers
             .get(self.turn % self.controllers.len())

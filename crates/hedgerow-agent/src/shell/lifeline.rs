@@ -12,22 +12,10 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::state::State;
 
-/// Most name and time servers; further ones are left out.
-const SERVERS_MAX: usize = 32;
 /// Most connections that are shown; the rest is left out.
 const SHOWN_MAX: usize = 16;
 /// Longest list of name servers that is read, in bytes.
 const RESOLV_CONF_BYTES_MAX: usize = 64 << 10;
-
-/// Returns the name and time servers of the lifeline.
-pub(crate) fn servers(config: &Config) -> Vec<IpAddr> {
-    let mut servers = config.servers.clone();
-    servers.extend(name_servers(config));
-    servers.sort_unstable();
-    servers.dedup();
-    servers.truncate(SERVERS_MAX);
-    servers
-}
 
 /// Returns the name servers that programs of this machine ask.
 pub(crate) fn name_servers(config: &Config) -> Vec<IpAddr> {

@@ -32,7 +32,7 @@ pub(crate) fn closed_ruleset(local: &Local, underlay: Mode) -> Ruleset {
             controllers: controllers.collect(),
             mesh_port: local.mesh_port,
             management: local.management.clone(),
-            servers: local.servers.clone(),
+            servers: local.all_servers(),
             askers: local.askers,
         },
         sample_seconds: 10,

@@ -17,10 +17,12 @@ use hedgerow_policy::{Facts, LocalEnvironment, Resolver, TooLarge};
 use hedgerow_sync::message::{Stage, Verified as VerifiedTable};
 use minicbor::{Decode, Encode};
 
-use super::{State, Step, program_digest};
+use super::{Local, State, Step, program_digest};
 
 /// How long after a load what comes from the controller may have been under way before.
 const UNDER_WAY: Duration = Duration::from_secs(1);
+/// Most name and time servers of the lifeline.
+const SERVERS_MAX: usize = 32;
 /// How soon a table that could not be loaded is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -510,7 +512,7 @@ impl State {
                 controllers: self.controller_addresses(),
                 mesh_port: inputs.mesh_port,
                 management: inputs.management,
-                servers: inputs.servers,
+                servers: self.local.all_servers(),
                 askers: self.local.askers,
             },
         }
@@ -593,6 +595,17 @@ impl State {
         let own = self.own_facts();
         let zone = self.world.config.as_ref().map_or("", |c| c.zone.as_str());
         Some(Resolver::new(program, &own, zone, now).profile(facts))
+    }
+}
+
+impl Local {
+    /// Returns every name and time server of the lifeline; further ones than it takes are left out.
+    pub(super) fn all_servers(&self) -> Vec<IpAddr> {
+        let mut all = [&self.servers[..], &self.name_servers].concat();
+        all.sort_unstable();
+        all.dedup();
+        all.truncate(SERVERS_MAX);
+        all
     }
 }
 

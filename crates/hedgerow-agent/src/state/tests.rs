@@ -499,3 +499,32 @@ fn an_operators_session_that_enforcement_would_end_is_said_before() {
     machine.state.handle_heard(at(20));
     assert_eq!(machine.state.trial_left(at(20).mono), None);
 }
+
+#[test]
+fn name_servers_that_the_network_gives_are_asked_without_a_trial() {
+    let (_domain, mut machine) = confirmed();
+    let list = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<_>>();
+    let servers = |machine: &Machine| machine.state.table().0.unwrap().lifeline.servers.clone();
+    assert!(servers(&machine).is_empty(), "before the network is up");
+    machine
+        .state
+        .handle_name_servers(list(&["10.0.0.53"]), at(20));
+    machine.run(at(20));
+    assert_eq!(servers(&machine), list(&["10.0.0.53"]));
+    assert_eq!(machine.state.trial_left(at(20).mono), None);
+    machine.state.handle_name_servers(Vec::new(), at(30));
+    machine.run(at(30));
+    assert_eq!(
+        servers(&machine),
+        list(&["10.0.0.53"]),
+        "silence narrows nothing"
+    );
+    machine
+        .state
+        .handle_name_servers(list(&["10.0.0.54"]), at(40));
+    machine.run(at(40));
+    assert_eq!(servers(&machine), list(&["10.0.0.54"]));
+    machine.state.handle_timeout(at(200));
+    machine.run(at(200));
+    assert!(!machine.events().contains(&EventKind::UnderlayReverted));
+}

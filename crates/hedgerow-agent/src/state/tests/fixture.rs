@@ -360,6 +360,7 @@ impl Machine {
             mesh_port: 7117,
             management: Vec::new(),
             servers: Vec::new(),
+            name_servers: Vec::new(),
             askers: Askers::Anybody,
             controllers: vec!["192.0.2.1:7443".into()],
             trial: Duration::from_secs(60),
