@@ -183,7 +183,7 @@ fn changed(table: &mut Table) -> Result<f64> {
         } else {
             table.set_peer(address, ProfileId(1))?;
         }
-        micros.push(clock::ms_since(start) * 1000.0);
+        micros.push(clock::now().duration_since(start).as_secs_f64() * 1e6);
     }
     micros.sort_by(f64::total_cmp);
     let median = micros.get(CHANGES / 2).copied().unwrap_or_default();

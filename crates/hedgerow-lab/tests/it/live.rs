@@ -12,3 +12,4 @@ mod killed;
 mod plot;
 mod renewal;
 mod restore;
+mod table;
