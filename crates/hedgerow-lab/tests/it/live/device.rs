@@ -116,7 +116,8 @@ impl<'p> Device<'p> {
         ))
     }
 
-    fn start_in(&self, wrapper: &[String]) -> Result<()> {
+    /// As [`Self::start`], with words that run the supervisor.
+    pub(crate) fn start_in(&self, wrapper: &[String]) -> Result<()> {
         let argv = self.argv()?;
         let service = self.directory.join("service");
         drop(fs::remove_file(service.join("hold")));

@@ -104,6 +104,79 @@ fn the_underlays_first_enforcement_needs_a_word_from_the_controller() -> Result<
     Ok(())
 }
 
+/// A control group of the lab's own; it goes when nobody is in it.
+struct Group;
+
+impl Group {
+    /// Puts a shell into the group, which then becomes the program; the lab's namespaces hide the
+    /// machine's own mount.
+    const ENTER: &str = "mount -t cgroup2 none /sys/fs/cgroup && \
+        mkdir -p /sys/fs/cgroup/hgd-asking && \
+        echo $$ > /sys/fs/cgroup/hgd-asking/cgroup.procs && exec \"$@\"";
+
+    fn words() -> Vec<String> {
+        ["sh", "-c", Self::ENTER, "sh"].map(str::to_owned).to_vec()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mount = mounts.lines().find(|l| l.contains(" - cgroup2 "));
+        if let Some(point) = mount.and_then(|l| l.split(' ').nth(4)) {
+            drop(fs::remove_dir(
+                std::path::Path::new(point).join("hgd-asking"),
+            ));
+        }
+    }
+}
+
+#[test]
+fn where_the_underlay_is_enforced_the_agent_alone_asks_name_servers() -> Result<()> {
+    const SERVER: &str = "10.77.1.1";
+    let _group = Group;
+    let plot = Plot::open("asking")?;
+    let left = plot.device("left", "s1", 11)?;
+    let config = left.directory.join("agent.toml");
+    let text = fs::read_to_string(&config)?;
+    fs::write(
+        &config,
+        format!("{text}\n[lifeline]\nservers = [\"{SERVER}\"]\n"),
+    )?;
+    let words = ["--site", "s1", "--name", "left", "--labels", "role=left"];
+    let token = plot.token(&words)?;
+    left.agent_with(&["enroll"], Some(&token))?.done()?;
+    left.start_in(&Group::words())?;
+    ensure!(left.status()?["lifeline"]["askers"] == "agent");
+    let router = plot.namespace("router");
+    let listen = "UDP4-LISTEN:53,reuseaddr,fork";
+    plot.lab
+        .start(&router, "router-names", &["socat", listen, "EXEC:cat"])?;
+    let ask = format!("echo question | timeout 3 nc -u -w 1 {SERVER} 53");
+    let outside = || Ok::<bool, anyhow::Error>(left.run(&["sh", "-c", &ask])?.out == "question\n");
+    let inside = || {
+        let argv = ["sh", "-c", Group::ENTER, "sh", "sh", "-c", &ask];
+        Ok::<bool, anyhow::Error>(left.run(&argv)?.out == "question\n")
+    };
+    clock::wait_for("an answer before enforcement", SOON, || {
+        Ok(outside()?.then_some(()))
+    })?;
+    let enforced = POLICY.replace("mode: enforce }", "mode: enforce, underlay: enforce }");
+    plot.apply(&enforced)?;
+    ensure!(underlay(&left)? == "enforce");
+    ensure!(!outside()?, "a program of no service was answered");
+    ensure!(inside()?, "a program of the agent's group was not answered");
+    // A rule makes it a matter of policy.
+    let rule = format!(
+        "rules:\n  - {{ id: r-names, from: \"role=left\", to: {SERVER}/32, service: dns }}"
+    );
+    plot.apply(&enforced.replace("rules:", &rule))?;
+    ensure!(outside()?, "the rule does not hold");
+    let checked = left.agent(&["check"])?.out;
+    ensure!(checked.contains("lets only the agent ask"), "{checked}");
+    left.stop()
+}
+
 /// What a device does whose controller says nothing from the trial's first moment on.
 fn silent(plot: &Plot, left: &Device<'_>) -> Result<()> {
     clock::wait_for("enforcement", SOON, || {
