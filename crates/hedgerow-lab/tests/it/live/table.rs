@@ -177,6 +177,37 @@ fn where_the_underlay_is_enforced_the_agent_alone_asks_name_servers() -> Result<
     left.stop()
 }
 
+#[test]
+fn a_session_that_enforcing_the_underlay_would_end_is_named_before() -> Result<()> {
+    let plot = Plot::open("stake")?;
+    let left = plot.enrolled("left", "s1", 11, "left")?;
+    left.serve()?;
+    plot.apply(POLICY)?;
+    let script = "sleep 600 | nc 10.77.1.11 9000";
+    let router = plot.namespace("router");
+    plot.lab
+        .start(&router, "router-session", &["bash", "-c", script])?;
+    let named = || {
+        let text = left.agent(&["check"])?.out;
+        let line = text.lines().find(|l| l.contains("enforcing the underlay"));
+        Ok::<bool, anyhow::Error>(line.is_some_and(|l| l.contains("10.77.1.1:")))
+    };
+    clock::wait_for("the session to be named", SOON, || {
+        Ok(named()?.then_some(()))
+    })?;
+    let text = left.agent(&["check"])?.out;
+    ensure!(text.contains("to 10.77.1.11:9000"), "{text}");
+    ensure!(
+        !text.contains("10.77.0.2:7443 from"),
+        "the controller's: {text}"
+    );
+    // A rule that keeps it, and nothing is at stake.
+    let rule = "rules:\n  - { id: r-kept, from: 10.77.1.0/24, to: \"role=left\", service: echo }";
+    plot.apply(&POLICY.replace("rules:", rule))?;
+    ensure!(!named()?, "it is kept by a rule");
+    Ok(())
+}
+
 /// What a device does whose controller says nothing from the trial's first moment on.
 fn silent(plot: &Plot, left: &Device<'_>) -> Result<()> {
     clock::wait_for("enforcement", SOON, || {
