@@ -12,6 +12,8 @@ use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::{Mono, Wall};
 use tokio::sync::{Notify, watch};
 
+use crate::service::live::Questions;
+
 /// What a session has to look at again.
 pub(crate) mod dirty {
     /// Manifest, revocations, states: what takes away.
@@ -34,6 +36,8 @@ pub(crate) mod dirty {
     pub(crate) const STOP: u32 = 1 << 8;
     /// A later session waits in the place where this one was held.
     pub(crate) const REPLACED: u32 = 1 << 9;
+    /// Somebody wants to know which flows are open on the device.
+    pub(crate) const FLOWS: u32 = 1 << 10;
     /// Everything that is sent.
     pub(crate) const ALL: u32 = TRUST | TICKET | PROGRAM | CONFIG | NAMES;
 }
@@ -185,6 +189,8 @@ pub(crate) struct Hub {
     served: AtomicUsize,
     open: AtomicUsize,
     progress: watch::Sender<u64>,
+    /// What devices are being asked.
+    pub(crate) questions: Questions,
     /// Counters.
     pub(crate) counters: Counters,
 }
@@ -198,6 +204,7 @@ impl Hub {
             served: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             progress: watch::Sender::new(0),
+            questions: Questions::default(),
             counters: Counters::default(),
         }
     }

@@ -15,7 +15,7 @@ use crate::backoff::Dice;
 use crate::error::SessionError;
 use crate::frame::{Channel, FrameReader, MESSAGE_BYTES_MAX};
 use crate::message::{
-    Command, ENDPOINTS_MAX, EVENTS_MAX, HandUp, Hello, Renew, Renewed, ResolvedPeer, Stage,
+    Command, ENDPOINTS_MAX, EVENTS_MAX, Flows, HandUp, Hello, Renew, Renewed, ResolvedPeer, Stage,
     ToAgent, ToController, Update, Verified, Welcome, cut,
 };
 use crate::outbox::Outbox;
@@ -106,6 +106,8 @@ pub enum Output {
     EventsStored(u64),
     /// An order.
     Command(Command),
+    /// List the flows that are open now, then call [`AgentSession::flows`] with this number.
+    FlowsWanted(u64),
     /// This identity is in use twice.
     Held(String),
     /// Close, and connect again after this long.
@@ -292,6 +294,15 @@ impl AgentSession {
         self.send(Channel::Policy, &ToController::HandUp(statement))
     }
 
+    /// Answers [`Output::FlowsWanted`].
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be taken now.
+    pub fn flows(&mut self, list: Flows) -> Result<(), NotSent> {
+        self.send(Channel::Command, &ToController::Flows(list))
+    }
+
     /// Says that the device leaves for good; the controller answers by closing.
     ///
     /// # Errors
@@ -396,6 +407,7 @@ impl AgentSession {
             (State::Open, ToAgent::EventsStored(upto)) => {
                 self.outputs.push_back(Output::EventsStored(upto));
             }
+            (State::Open, ToAgent::Flows(id)) => self.outputs.push_back(Output::FlowsWanted(id)),
             (State::Open, ToAgent::Command(c)) => self.outputs.push_back(Output::Command(c)),
             (State::Open, ToAgent::Held(reason)) => self.outputs.push_back(Output::Held(reason)),
             (State::Greeting | State::Open, _) => {

@@ -16,8 +16,8 @@ use crate::agent::is_removable;
 use crate::error::SessionError;
 use crate::frame::{Channel, FRAME_BYTES_MAX, FrameReader};
 use crate::message::{
-    Command, HandUp, Hello, Renew, Renewed, ResolvedPeer, Stage, ToAgent, ToController, Welcome,
-    cut,
+    Command, Flows, HandUp, Hello, Renew, Renewed, ResolvedPeer, Stage, ToAgent, ToController,
+    Welcome, cut,
 };
 pub use crate::offer::Offer;
 use crate::offer::Shared;
@@ -82,11 +82,16 @@ pub enum Output {
         /// In order.
         events: Vec<Event>,
     },
+    /// The answer to [`ControllerSession::ask_flows`].
+    Flows(Flows),
     /// The device leaves for good: remove it and close.
     Leave,
     /// Close: the agent said goodbye or is silent.
     Closed(&'static str),
 }
+
+/// From which capability on an agent can be asked for flows.
+const FLOWS_SINCE: u32 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -130,6 +135,8 @@ pub struct ControllerSession {
     outstanding: Option<Outstanding>,
     refused: Vec<ResourceHead>,
     greeting: (Revision, u64, Option<Revision>),
+    /// What both ends speak.
+    capability: u32,
     silence_ends: Mono,
 }
 
@@ -147,6 +154,7 @@ impl ControllerSession {
             outstanding: None,
             refused: Vec::new(),
             greeting: (Revision::default(), 0, None),
+            capability: CAPABILITY,
             silence_ends: now + HELLO_WITHIN,
         }
     }
@@ -191,7 +199,7 @@ impl ControllerSession {
                 state: "not greeted",
             });
         }
-        welcome.capability = CAPABILITY;
+        welcome.capability = self.capability;
         let newer = self.greeting.0 > welcome.revocations
             || self.greeting.1 > welcome.manifest
             || self.greeting.2 > welcome.states;
@@ -289,6 +297,19 @@ impl ControllerSession {
     /// When the agent takes nothing: close.
     pub fn beacon(&mut self, signed: &[u8]) -> Result<(), SessionError> {
         self.answer(Channel::Command, &ToAgent::Beacon(signed.to_vec()))
+    }
+
+    /// Asks which flows are open. Returns whether the agent is one that can be asked.
+    ///
+    /// # Errors
+    ///
+    /// When the agent takes nothing: close.
+    pub fn ask_flows(&mut self, id: u64) -> Result<bool, SessionError> {
+        if self.state != State::Open || self.capability < FLOWS_SINCE {
+            return Ok(false);
+        }
+        self.answer(Channel::Command, &ToAgent::Flows(id))?;
+        Ok(true)
     }
 
     /// Gives an order.
@@ -396,6 +417,7 @@ impl ControllerSession {
             ToController::Resolve(id, query) => Output::Resolve { id, query },
             ToController::Endpoints(list) => Output::Endpoints(list),
             ToController::Events(first, events) => Output::Events { first, events },
+            ToController::Flows(list) => Output::Flows(list),
             ToController::Leave => Output::Leave,
             ToController::Hello(_)
             | ToController::Ack(..)
@@ -420,6 +442,7 @@ impl ControllerSession {
             });
         }
         self.state = State::Greeted;
+        self.capability = hello.capability.min(CAPABILITY);
         self.holds.clone_from(&hello.heads);
         self.chain = hello.revision;
         let states = hello.heads.iter();

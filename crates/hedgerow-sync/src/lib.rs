@@ -48,6 +48,7 @@ pub const ALPN: &[u8] = b"hedgerow/1";
 /// The capability this crate speaks. One more per step, with a line here.
 ///
 /// - 1: the first.
-pub const CAPABILITY: u32 = 1;
+/// - 2: the controller asks for live flows.
+pub const CAPABILITY: u32 = 2;
 /// The oldest capability this crate still speaks.
 pub const CAPABILITY_MIN: u32 = 1;

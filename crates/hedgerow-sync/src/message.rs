@@ -6,6 +6,7 @@
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{EVENT_DETAILS_MAX, Event};
 use hedgerow_model::id::{Digest, Revision};
+use hedgerow_model::packet::LiveFlow;
 use hedgerow_model::resource::{Resource, ResourceHead, ResourceKind};
 use hedgerow_model::statement::{PeerQuery, X25519Public};
 use minicbor::{Decode, Encode};
@@ -21,6 +22,8 @@ pub const EVENTS_MAX: usize = 64;
 pub const TEXT_BYTES_MAX: usize = 512;
 /// Largest certificate, request or small statement, in bytes.
 pub const STATEMENT_BYTES_MAX: usize = 8 << 10;
+/// Most flows in one answer; an agent that has more says how many it left out.
+pub const FLOWS_MAX: usize = 512;
 /// The goodbye that answers [`ToController::Leave`]: only this one says that the device has left.
 pub const LEFT: &str = "this device has left";
 /// Most certificates in a chain.
@@ -122,6 +125,21 @@ pub struct Renew {
     pub introduction_key: X25519Public,
 }
 
+/// The flows on the overlay that are open on a device now.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Flows {
+    /// As in [`ToAgent::Flows`].
+    #[n(0)]
+    pub id: u64,
+    /// Those with the most sessions, at most [`FLOWS_MAX`].
+    #[n(1)]
+    pub flows: Vec<LiveFlow>,
+    /// How many more there are.
+    #[n(2)]
+    pub left_out: u64,
+}
+
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum ToController {
@@ -158,6 +176,9 @@ pub enum ToController {
     /// The connection ends on purpose.
     #[n(10)]
     Bye,
+    /// The answer to [`ToAgent::Flows`]. Who cannot tell does not answer: unknown is not none.
+    #[n(11)]
+    Flows(#[n(0)] Flows),
 }
 
 /// The controller's answer to [`Hello`].
@@ -300,6 +321,10 @@ pub enum ToAgent {
     /// The connection ends on purpose.
     #[n(11)]
     Bye(#[n(0)] String),
+    /// Which flows on the overlay are open now? The number pairs the answer with the question.
+    /// From capability 2 on.
+    #[n(12)]
+    Flows(#[n(0)] u64),
 }
 
 impl ToController {
@@ -317,6 +342,7 @@ impl ToController {
             Self::Events(..) => "events",
             Self::Leave => "leave",
             Self::Bye => "bye",
+            Self::Flows(_) => "flows",
         }
     }
 
@@ -337,6 +363,7 @@ impl ToController {
             Self::Repair(_, heads) => heads.len() <= ResourceKind::ALL.len(),
             Self::Renew(r) => r.csr.len() <= STATEMENT_BYTES_MAX,
             Self::Endpoints(list) => list.len() <= ENDPOINTS_MAX,
+            Self::Flows(f) => f.flows.len() <= FLOWS_MAX,
             Self::Events(_, events) => {
                 events.len() <= EVENTS_MAX
                     && events.iter().all(|e| e.details.len() <= EVENT_DETAILS_MAX)
@@ -368,6 +395,7 @@ impl ToAgent {
             Self::Held(_) => "held",
             Self::Busy(_) => "busy",
             Self::Bye(_) => "bye",
+            Self::Flows(_) => "flows",
         }
     }
 
@@ -399,6 +427,7 @@ impl ToAgent {
             | Self::Resolved(_, None)
             | Self::EventsStored(_)
             | Self::Command(_)
+            | Self::Flows(_)
             | Self::Busy(_) => true,
         };
         within(ok, message)

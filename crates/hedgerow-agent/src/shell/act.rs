@@ -459,6 +459,7 @@ impl Daemon {
             agent::Output::Resolved { id, peer } => self.state.handle_resolved(id, peer, now),
             agent::Output::EventsStored(upto) => self.state.spool().handle_stored(upto),
             agent::Output::Command(command) => self.command(&command, now),
+            agent::Output::FlowsWanted(id) => self.tell_flows(id),
             agent::Output::Held(reason) => self.state.handle_held(reason),
             agent::Output::Busy(wait) => {
                 self.connect_at = self.backoff.handle_busy(wait, now.mono);
@@ -539,6 +540,26 @@ impl Daemon {
         tracing::info!(%kind, "handing up what the controller does not know");
         if let Some(Err(error)) = self.session().map(|s| s.hand_up(HandUp { kind, bytes })) {
             tracing::warn!(%error, "not handed up");
+        }
+    }
+
+    /// Says which flows are open. Whoever asked takes silence for "unknown".
+    fn tell_flows(&mut self, id: u64) {
+        let own = self.state.ticket().addresses;
+        let list = match conntrack::flows(&own, message::FLOWS_MAX) {
+            Ok(list) => list,
+            Err(error) => {
+                tracing::warn!(%error, "connections cannot be listed");
+                return;
+            }
+        };
+        let list = message::Flows {
+            id,
+            flows: list.flows,
+            left_out: list.left_out,
+        };
+        if let Some(Err(error)) = self.session().map(|s| s.flows(list)) {
+            tracing::warn!(%error, "the open flows are not told");
         }
     }
 

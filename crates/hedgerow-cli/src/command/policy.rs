@@ -156,6 +156,7 @@ fn plan(file: &str, shell: &mut Shell<'_>) -> Result<ExitCode, CliError> {
     for program in list(&plan, "too_large") {
         writeln!(shell.out, "too large: {}", plain(program))?;
     }
+    show_live(&plan, shell)?;
     for warning in list(&plan, "warnings") {
         let line = format!("Warning: {}", plain(warning));
         writeln!(shell.out, "{}", shell.style.paint(Tone::Waiting, &line))?;
@@ -218,6 +219,50 @@ fn show_plan(plan: &Value, shell: &mut Shell<'_>) -> Result<(), CliError> {
         text(plan, "programs"),
         text(plan, "rules_max"),
     )?;
+    Ok(())
+}
+
+/// Shows the sessions that would be cut, and of how many devices that is not known.
+fn show_live(plan: &Value, shell: &mut Shell<'_>) -> Result<(), CliError> {
+    let Some(live) = plan.get("live") else {
+        return Ok(());
+    };
+    let cut = list(live, "cut");
+    if !cut.is_empty() {
+        writeln!(shell.out, "Live sessions that would be cut:")?;
+        let mut table = Table::new(&["SESSIONS", "FROM", "TO", "SERVICE"]);
+        for row in cut {
+            table.row(vec![
+                Cell::toned(text(row, "sessions"), Tone::Bad),
+                text(row, "from").into(),
+                text(row, "to").into(),
+                text(row, "service").into(),
+            ]);
+        }
+        table.write(shell.style, shell.out)?;
+    }
+    let number = |key: &str| live.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let asked = number("devices_asked");
+    let silent = asked.saturating_sub(number("devices_answered"));
+    if number("left_out") > 0 {
+        writeln!(
+            shell.out,
+            "{} kinds of sessions are not listed.",
+            number("left_out")
+        )?;
+    }
+    if silent + number("devices_not_asked") > 0 {
+        let line = format!(
+            "Unknown: live sessions of {silent} devices that did not answer and {} that could not be asked.",
+            number("devices_not_asked")
+        );
+        writeln!(shell.out, "{}", shell.style.paint(Tone::Waiting, &line))?;
+    } else if asked > 0 && cut.is_empty() {
+        writeln!(
+            shell.out,
+            "No live session would be cut ({asked} devices asked)."
+        )?;
+    }
     Ok(())
 }
 

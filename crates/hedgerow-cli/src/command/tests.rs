@@ -415,6 +415,33 @@ fn a_plan_shows_who_gains_and_what_fails() {
 }
 
 #[test]
+fn a_plan_shows_live_sessions_that_would_be_cut_and_says_what_is_unknown() {
+    let mut plan = planned(true);
+    plan["gained"] = json!([]);
+    plan["warnings"] = json!([]);
+    plan["live"] = json!({
+        "cut": [{"from": "s-1.plant-1", "to": "nvr.plant-1", "service": "tcp/554", "sessions": 3}],
+        "left_out": 0, "devices_asked": 3, "devices_answered": 2, "devices_not_asked": 1,
+    });
+    let shown = run("hedgerow policy plan plant.yaml", [Ok(plan.clone())]);
+    for line in [
+        "Live sessions that would be cut:",
+        "3         s-1.plant-1  nvr.plant-1  tcp/554",
+        "Unknown: live sessions of 1 devices that did not answer and 1 that could not be asked.",
+    ] {
+        assert!(shown.contains(line), "{shown}");
+    }
+    plan["live"] = json!({
+        "cut": [], "left_out": 0, "devices_asked": 3, "devices_answered": 3, "devices_not_asked": 0,
+    });
+    let shown = run("hedgerow policy plan plant.yaml", [Ok(plan)]);
+    assert!(
+        shown.contains("No live session would be cut (3 devices asked)."),
+        "{shown}"
+    );
+}
+
+#[test]
 fn applied_is_not_the_same_as_in_force() {
     let applied = json!({
         "revision": "1.8", "hash": "ab", "connected": 2, "verified": 1, "waiting": 1,

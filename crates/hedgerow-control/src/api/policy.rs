@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Extension, State};
 use hedgerow_model::id::{DeviceId, Revision};
-use hedgerow_model::service::Ports;
+use hedgerow_model::service::{Ports, Protocol};
 use hedgerow_policy::{Decision, End, Flow, Plan, Ruling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use super::{Caller, ErrorBody, Shared};
 use crate::control::Controller;
 use crate::refusal::{Kind, Refusal};
 use crate::rules;
+use crate::service::live::Live;
 use crate::service::policy::{Confirmation, moment, world};
 use crate::snapshot::Snapshot;
 use crate::store::policies::PolicyRecord;
@@ -86,6 +87,33 @@ pub(super) struct Planned {
     warnings: Vec<String>,
     /// Why applying it needs a confirmation.
     needs_confirmation: Vec<String>,
+    /// The sessions that it would cut now; absent once it was applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<LiveSessions>,
+}
+
+/// What is known of the sessions that a policy would cut. Devices that lose reach and did not answer,
+/// or were not asked, may have more.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LiveSessions {
+    cut: Vec<CutSessions>,
+    /// Kinds of sessions that are not listed, for there are too many.
+    left_out: u64,
+    devices_asked: usize,
+    devices_answered: usize,
+    /// Not connected, or too many.
+    devices_not_asked: usize,
+}
+
+/// Sessions alike.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CutSessions {
+    /// `name.site` of who began them.
+    from: String,
+    /// `name.site` of who answers.
+    to: String,
+    service: String,
+    sessions: u32,
 }
 
 /// What became of an applied policy.
@@ -252,6 +280,7 @@ fn plan_view(plan: &Plan, losses: Vec<String>) -> Planned {
         too_large: plan.too_large.clone(),
         warnings: plan.warnings.clone(),
         needs_confirmation: losses,
+        live: None,
     }
 }
 
@@ -353,11 +382,37 @@ pub(super) async fn plan(
     State(control): State<Shared>,
     Text(source): Text,
 ) -> Result<Json<Planned>, Refusal> {
-    aside(move || {
-        let (plan, losses) = control.plan_policy(&source)?;
-        Ok(Json(plan_view(&plan, losses)))
-    })
-    .await
+    let planner = control.clone();
+    let draft = aside(move || planner.plan_policy(&source)).await?;
+    let mut view = plan_view(&draft.plan, draft.losses);
+    let snapshot = draft.snapshot.clone();
+    let live = control.live_sessions(draft.snapshot, draft.policy, draft.losing);
+    view.live = Some(live_view(&snapshot, &live.await));
+    Ok(Json(view))
+}
+
+fn live_view(snapshot: &Snapshot, live: &Live) -> LiveSessions {
+    let name = |end: End| match end {
+        End::Device(id) => full_name(snapshot, id),
+        End::Address(address) => address.to_string(),
+        End::Controller => "controller".to_owned(),
+    };
+    let cut = live.cut.iter().map(|cut| CutSessions {
+        from: name(cut.flow.from),
+        to: name(cut.flow.to),
+        service: match cut.flow.protocol {
+            Protocol::IcmpEcho => cut.flow.protocol.to_string(),
+            Protocol::Tcp | Protocol::Udp => format!("{}/{}", cut.flow.protocol, cut.flow.port),
+        },
+        sessions: cut.count,
+    });
+    LiveSessions {
+        cut: cut.collect(),
+        left_out: live.left_out,
+        devices_asked: live.asked,
+        devices_answered: live.answered,
+        devices_not_asked: live.not_asked,
+    }
 }
 
 /// Puts a policy into force.

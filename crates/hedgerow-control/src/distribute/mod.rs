@@ -276,6 +276,11 @@ impl Agent {
             let beacon = self.control.newest_beacon();
             self.session.beacon(&beacon)?;
         }
+        if bits & dirty::FLOWS != 0 && self.standing == Standing::Served {
+            for question in self.control.hub.questions.of(self.device) {
+                self.session.ask_flows(question)?;
+            }
+        }
         if bits & dirty::ALL != 0 {
             self.refresh(bits & dirty::ALL)?;
         }
@@ -376,6 +381,7 @@ impl Agent {
                 | Output::HandedUp(_)
                 | Output::Endpoints(_)
                 | Output::Events { .. }
+                | Output::Flows(_)
                 | Output::Leave => Ok(()),
             },
         }
@@ -413,6 +419,10 @@ impl Agent {
                 Ok(())
             }
             Output::Events { first, events } => self.events(first, events).await,
+            Output::Flows(flows) => {
+                self.control.hub.questions.answered(self.device, flows);
+                Ok(())
+            }
             Output::Leave => self.left().await,
             Output::Closed(why) => Err(End::Quiet(why)),
         }

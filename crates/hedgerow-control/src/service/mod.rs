@@ -2,6 +2,7 @@
 
 pub(crate) mod devices;
 pub(crate) mod enrollment;
+pub(crate) mod live;
 pub(crate) mod policy;
 pub(crate) mod renewal;
 mod retention;

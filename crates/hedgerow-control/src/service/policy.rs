@@ -14,6 +14,7 @@ use crate::control::{Controller, revise, set_members};
 use crate::hub::dirty;
 use crate::refusal::{Kind, Refusal};
 use crate::rules::{self, InForce};
+use crate::service::live;
 use crate::sign::Signer;
 use crate::snapshot::Snapshot;
 use crate::store::policies::PolicyRecord;
@@ -56,6 +57,21 @@ pub(crate) struct Rollout {
     pub(crate) waiting: usize,
 }
 
+/// A change that was planned and not made.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    /// What it would do.
+    pub(crate) plan: Plan,
+    /// Why it needs a confirmation.
+    pub(crate) losses: Vec<String>,
+    /// Devices whose sessions it may cut.
+    pub(crate) losing: BTreeSet<DeviceId>,
+    /// The policy.
+    pub(crate) policy: Policy,
+    /// Everything that it was planned against.
+    pub(crate) snapshot: std::sync::Arc<Snapshot>,
+}
+
 /// Returns every living device as policy sees it.
 pub(crate) fn world(snapshot: &Snapshot) -> World {
     World::new(snapshot.living().map(|d| snapshot.facts(d)))
@@ -63,12 +79,24 @@ pub(crate) fn world(snapshot: &Snapshot) -> World {
 
 impl Controller {
     /// Says what a policy would change.
-    pub(crate) fn plan_policy(&self, source: &str) -> Result<(Plan, Vec<String>), Refusal> {
+    pub(crate) fn plan_policy(&self, source: &str) -> Result<Draft, Refusal> {
         let (policy, _warnings) = rules::read(source, "policy.yaml")?;
         let snapshot = self.snapshot();
-        let plan = hedgerow_policy::plan(Some(&snapshot.policy.policy), &policy, &world(&snapshot));
-        let losses = losses(&snapshot, &snapshot.policy.policy, &policy)?;
-        Ok((plan, losses))
+        let world = world(&snapshot);
+        let old = &snapshot.policy.policy;
+        let plan = hedgerow_policy::plan(Some(old), &policy, &world);
+        let losses = losses(&snapshot, old, &policy)?;
+        let losing = match plan.lost.is_empty() {
+            true => BTreeSet::new(),
+            false => live::affected(old, &policy, &world),
+        };
+        Ok(Draft {
+            plan,
+            losses,
+            losing,
+            policy,
+            snapshot,
+        })
     }
 
     /// Puts a policy into force. With any error the running revision stays.

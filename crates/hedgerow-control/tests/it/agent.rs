@@ -508,6 +508,7 @@ impl Uplink<'_> {
             | Output::RenewRefused { .. }
             | Output::Resolved { .. }
             | Output::EventsStored(_)
+            | Output::FlowsWanted(_)
             | Output::Command(_)
             | Output::Held(_)
             | Output::Busy(_)) => self.outputs.push(other),

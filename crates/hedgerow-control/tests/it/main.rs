@@ -18,9 +18,12 @@ use central::Central;
 use hedgerow_identity::enroll::Token;
 use hedgerow_identity::enroll::wire::{EnrollReply, RefusalCode};
 use hedgerow_model::address::Overlay;
+use hedgerow_model::packet::{Direction, LiveFlow};
 use hedgerow_model::resource::ResourceKind;
+use hedgerow_model::service::Protocol;
 use hedgerow_model::statement::{PeerQuery, Revoked};
 use hedgerow_sync::agent::Output;
+use hedgerow_sync::message::Flows;
 use serde_json::json;
 
 const POLICY: &str = "\
@@ -222,6 +225,61 @@ fn a_policy_reaches_the_kernel_of_everyone_and_time_is_told() {
     a.until("the old program again", |u| !u.has_rule("r-mqtt"));
     let history = central.get("policy/history")["revisions"].clone();
     assert_eq!(history[0]["parent"], history[1]["hash"]);
+}
+
+#[test]
+fn a_plan_names_the_live_sessions_it_would_cut_and_never_takes_silence_for_none() {
+    let central = Central::started();
+    let (mut sensor, mut collector) = fleet(&central);
+    let to = Overlay(collector.address().into());
+    let (mut a, b) = (sensor.connect(&central), collector.connect(&central));
+    central.ask("POST", "policy/apply", POLICY);
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+    a.until("the policy", |u| u.has_rule("r-mqtt"));
+    let plan = central.ask_later(
+        "POST",
+        "policy/plan",
+        &POLICY.replace("service: mqtts", "service: ssh"),
+    );
+    let wanted = a.expect("the question", |o| matches!(o, Output::FlowsWanted(_)));
+    let Output::FlowsWanted(id) = wanted else {
+        panic!("{wanted:?}");
+    };
+    let flow = |port, count| LiveFlow {
+        peer: to,
+        direction: Direction::Out,
+        protocol: Protocol::Tcp,
+        port,
+        count,
+    };
+    // What neither policy lets through is not cut by the new one.
+    let flows = vec![flow(8883, 3), flow(22, 1), flow(443, 9)];
+    let left_out = 2;
+    let answer = Flows {
+        id,
+        flows,
+        left_out,
+    };
+    a.session.flows(answer).unwrap();
+    a.settle(Duration::from_millis(100));
+    let (status, answer) = plan.join().unwrap();
+    assert_eq!(status, 200, "{answer}");
+    let cut = json!([{"from": "a.s1", "to": "b.s1", "service": "tcp/8883", "sessions": 3}]);
+    let want = json!({
+        "cut": cut, "left_out": 2, "devices_asked": 2, "devices_answered": 1, "devices_not_asked": 0,
+    });
+    assert_eq!(answer["live"], want, "b was asked and said nothing");
+
+    b.close();
+    a.close();
+    let gone = || {
+        central
+            .ask("POST", "policy/plan", &POLICY.replace("mqtts", "ssh"))
+            .1
+    };
+    central.until("both are gone", || {
+        gone()["live"]["devices_not_asked"] == json!(2)
+    });
 }
 
 #[test]

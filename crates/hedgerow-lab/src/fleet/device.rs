@@ -259,6 +259,7 @@ impl Device {
                     | Output::RenewRefused { .. }
                     | Output::Resolved { .. }
                     | Output::EventsStored(_)
+                    | Output::FlowsWanted(_)
                     | Output::Command(_) => {}
                 }
             }

@@ -7,7 +7,7 @@ use hedgerow_linux::conntrack;
 use hedgerow_linux::nft::Table;
 use hedgerow_linux::nft::samples::Samples;
 use hedgerow_model::address::Overlay;
-use hedgerow_model::packet::Direction;
+use hedgerow_model::packet::{Direction, LiveFlow};
 use hedgerow_model::program::Mode;
 use hedgerow_model::ruleset::{Askers, Entry, ProfileId, UnderlayRule, UnderlayTarget, Verdict};
 use hedgerow_model::service::{Ports, Protocol};
@@ -379,6 +379,45 @@ fn only_a_syn_begins_a_connection() {
     assert_eq!(forgotten, 1);
     assert!(!exchange(&stream));
     assert!(table.counters().unwrap()["not_syn"].packets >= 1);
+}
+
+#[test]
+fn live_flows_are_listed_by_peer_direction_and_service_port() {
+    let lab = Lab::new();
+    let mut rules = ruleset(vec![profile(
+        vec![entry(Ports::tcp(22), Verdict::Accept)],
+        vec![entry(Ports::tcp(80), Verdict::Accept)],
+    )]);
+    with_peer(&mut rules, peer6(1), 1);
+    let own = rules.own;
+    let _table = load(&lab, &rules);
+    serve(&lab.device, own6(), &[22]);
+    serve(&lab.peers, peer6(1), &[80]);
+    let inward = || {
+        lab.peers
+            .run(|| connect(peer6(1), socket(own6(), 22)).unwrap())
+    };
+    let (one, two) = (inward(), inward());
+    let out = lab
+        .device
+        .run(|| connect(own6(), socket(peer6(1), 80)).unwrap());
+    assert!(exchange(&one) && exchange(&two) && exchange(&out));
+    let list = |max| lab.device.run(|| conntrack::flows(&own, max)).unwrap();
+    let flow = |direction, port, count| LiveFlow {
+        peer: Overlay(peer6(1)),
+        direction,
+        protocol: Protocol::Tcp,
+        port,
+        count,
+    };
+    let (inbound, outbound) = (flow(Direction::In, 22, 2), flow(Direction::Out, 80, 1));
+    assert_eq!(list(512).flows, [inbound, outbound]);
+    let cut = list(1);
+    assert_eq!((cut.flows, cut.left_out), (vec![inbound], 1));
+    lab.device
+        .run(|| conntrack::delete_for(Overlay(peer6(1))))
+        .unwrap();
+    assert_eq!(list(512), conntrack::Flows::default());
 }
 
 #[test]

@@ -1,15 +1,19 @@
-use hedgerow_model::address::Underlay;
+use hedgerow_model::address::{Overlay, Underlay};
 use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::packet::{Direction, LiveFlow};
 use hedgerow_model::resource::root_hash;
+use hedgerow_model::service::Protocol;
 use hedgerow_model::wire::encode;
 use proptest::prelude::*;
 
 use super::*;
 use crate::SessionError;
 use crate::frame::{self, Channel, FRAME_BYTES_MAX, FrameReader};
-use crate::message::{Command, HandUp, Renew, Renewed, ToAgent, ToController, Update, Verified};
+use crate::message::{
+    Command, Flows, HandUp, Renew, Renewed, ToAgent, ToController, Update, Verified,
+};
 
-fn hello() -> crate::message::Hello {
+pub(super) fn hello() -> crate::message::Hello {
     crate::message::Hello {
         capability: 1,
         agent_version: "0.1.0".into(),
@@ -28,11 +32,34 @@ fn hello() -> crate::message::Hello {
     }
 }
 
+fn flows(count: u16) -> Flows {
+    let flow = |port| LiveFlow {
+        peer: Overlay("fd00::1".parse().unwrap()),
+        direction: Direction::In,
+        protocol: Protocol::Tcp,
+        port,
+        count: 3,
+    };
+    Flows {
+        id: 7,
+        flows: (0..count).map(flow).collect(),
+        left_out: 1,
+    }
+}
+
+#[test]
+fn more_flows_than_the_bound_refuse_the_message() {
+    let of = |count| ToController::decode(&encode(&ToController::Flows(flows(count))));
+    assert!(of(512).is_ok());
+    assert!(matches!(of(513), Err(SessionError::Malformed { .. })));
+}
+
 fn every_to_controller() -> Vec<ToController> {
     let event = Event::new(Wall(5), EventKind::AgentStarted).detail("version", "1");
     vec![
         ToController::Hello(hello()),
         ToController::Ack(rev(1), Stage::Received),
+        ToController::Flows(flows(2)),
         ToController::Ack(rev(1), Stage::Verified(Digest::of(b"x"))),
         ToController::Ack(
             rev(1),
@@ -80,6 +107,7 @@ fn every_to_agent() -> Vec<ToAgent> {
         ToAgent::Held("copied".into()),
         ToAgent::Busy(5),
         ToAgent::Bye("stopping".into()),
+        ToAgent::Flows(7),
     ]
 }
 

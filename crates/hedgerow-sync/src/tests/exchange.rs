@@ -357,6 +357,35 @@ fn requests_and_answers_find_each_other() {
 }
 
 #[test]
+fn live_flows_are_asked_for_and_only_of_agents_that_know_the_question() {
+    let mut device = Device::default();
+    let mut wire = Wire::connect(&mut device, (rev(4), full_set(4)), usize::MAX);
+    assert!(wire.run(&mut device));
+    device.seen.clear();
+    assert!(wire.controller.ask_flows(7).unwrap());
+    assert!(wire.run(&mut device));
+    assert_eq!(device.seen, [agent::Output::FlowsWanted(7)]);
+    let list = crate::message::Flows {
+        id: 7,
+        flows: Vec::new(),
+        left_out: 0,
+    };
+    wire.seen.clear();
+    wire.agent.flows(list.clone()).unwrap();
+    assert!(wire.run(&mut device));
+    assert_eq!(wire.seen, [controller::Output::Flows(list)]);
+
+    let mut old = ControllerSession::new(Mono::ZERO);
+    let mut hello = decoding::hello();
+    hello.capability = 1;
+    let bytes = hedgerow_model::wire::encode(&crate::message::ToController::Hello(hello));
+    let frame = crate::frame::whole(crate::frame::Channel::Policy, &bytes).unwrap();
+    old.handle_bytes(&frame, Mono::ZERO).unwrap();
+    old.welcome(welcome(), Mono::ZERO).unwrap();
+    assert!(!old.ask_flows(7).unwrap());
+}
+
+#[test]
 fn what_the_agent_knows_newer_is_handed_up() {
     let mut device = Device::default();
     let mut wire = Wire::connect(&mut device, (rev(4), full_set(4)), usize::MAX);
