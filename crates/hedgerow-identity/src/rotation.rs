@@ -93,16 +93,20 @@ impl Rotation {
         rotation
     }
 
-    /// Learns whether an issuer can be reached. A renewal that fell due meanwhile is asked for after
-    /// a short random delay.
+    /// Learns whether an issuer can be reached. A renewal that fell due meanwhile, or failed while
+    /// links came and went, is asked for after a short random delay.
     pub fn handle_uplink(&mut self, uplink: Uplink, now: Mono) {
         let came_up = self.uplink == Uplink::Down && uplink == Uplink::Up;
         self.uplink = uplink;
         match (uplink, self.state) {
             (Uplink::Down, State::Requesting { .. }) => self.wait(now),
-            (Uplink::Up, State::Holding { renew_at: due } | State::Waiting { retry_at: due })
-                if came_up && due <= now =>
-            {
+            (Uplink::Up, State::Holding { renew_at }) if came_up && renew_at <= now => {
+                let retry_at = now + self.random.up_to(RETRY_FIRST);
+                self.state = State::Waiting { retry_at };
+            }
+            // What failed on an earlier uplink says nothing of this one.
+            (Uplink::Up, State::Waiting { .. }) if came_up => {
+                self.attempts = 0;
                 let retry_at = now + self.random.up_to(RETRY_FIRST);
                 self.state = State::Waiting { retry_at };
             }
@@ -219,7 +223,8 @@ impl Rotation {
             .saturating_mul(1 << self.attempts.min(10))
             .min(RETRY_MAX);
         self.attempts = self.attempts.saturating_add(1);
-        self.random.up_to(bound)
+        // Never at once, so that looking twice at one moment equals looking once.
+        self.random.up_to(bound).max(Duration::from_millis(1))
     }
 
     fn emit(&mut self, output: Output) {

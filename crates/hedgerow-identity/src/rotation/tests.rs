@@ -61,6 +61,23 @@ fn without_an_issuer_nothing_is_asked_and_afterwards_it_is_asked_soon() {
 }
 
 #[test]
+fn links_that_come_and_go_do_not_put_a_renewal_off() {
+    let mut rotation = up(HOUR * 30, 3);
+    fire(&mut rotation);
+    let mut now = Mono::ZERO;
+    for round in 0..40 {
+        rotation.handle_uplink(Uplink::Down, now);
+        now = now + Duration::from_secs(60);
+        rotation.handle_uplink(Uplink::Up, now);
+        let at = fire(&mut rotation);
+        assert!(
+            at <= now + RETRY_FIRST,
+            "round {round}: {at:?} after {now:?}"
+        );
+    }
+}
+
+#[test]
 fn silence_and_refusals_back_off_up_to_a_quarter_of_an_hour() {
     let mut rotation = up(HOUR * 30, 7);
     let mut longest = Duration::ZERO;
