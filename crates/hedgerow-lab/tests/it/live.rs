@@ -9,6 +9,7 @@ mod ended;
 mod entry;
 mod grace;
 mod killed;
+mod loaded;
 mod plot;
 mod renewal;
 mod restore;

@@ -157,11 +157,14 @@ impl<'p> Device<'p> {
         supervise::state(&self.directory.join("service/state.json"))
     }
 
-    /// Kills the agent without warning; the supervisor starts it again.
+    /// Kills the agent without warning; returns when the supervisor knows, which starts it again.
     pub(crate) fn kill(&self) -> Result<()> {
         let pid = self.service()?.pid.context("the agent does not run")?;
         process::signal(pid, Signal::KILL);
-        process::wait_end(pid, Duration::from_secs(5))
+        process::wait_end(pid, Duration::from_secs(5))?;
+        clock::wait_for("the supervisor to notice", Duration::from_secs(10), || {
+            Ok((self.service()?.pid != Some(pid)).then_some(()))
+        })
     }
 
     /// Returns what the agent says of itself.
