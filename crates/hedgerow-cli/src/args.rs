@@ -286,6 +286,16 @@ Examples:
         #[command(flatten)]
         wait: Wait,
     },
+    /// Have a connected device connect again
+    Reconnect {
+        /// Its name, name.site or id
+        device: String,
+    },
+    /// Have a connected device make new tunnel keys at once
+    RotateKeys {
+        /// Its name, name.site or id
+        device: String,
+    },
     /// Stop trusting a device for good; it must enroll anew
     Revoke {
         /// Its name, name.site or id

@@ -38,6 +38,10 @@ pub(crate) mod dirty {
     pub(crate) const REPLACED: u32 = 1 << 9;
     /// Somebody wants to know which flows are open on the device.
     pub(crate) const FLOWS: u32 = 1 << 10;
+    /// An operator wants it to connect again.
+    pub(crate) const RECONNECT: u32 = 1 << 11;
+    /// An operator wants it to make new tunnel keys.
+    pub(crate) const ROTATE_KEYS: u32 = 1 << 12;
     /// Everything that is sent.
     pub(crate) const ALL: u32 = TRUST | TICKET | PROGRAM | CONFIG | NAMES;
 }

@@ -267,10 +267,7 @@ pub struct ResolvedPeer {
 /// An order that is not state.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Command {
-    /// The controller reaches this device at this revision: what was tried on probation may stay.
-    #[n(0)]
-    Confirm(#[n(0)] Revision),
-    /// Connect again after about so many milliseconds; the controller is about to stop.
+    /// Connect again after about so many milliseconds.
     #[n(1)]
     Reconnect(#[n(0)] u64),
     /// Make a new WireGuard key and binding now.

@@ -565,7 +565,6 @@ impl Daemon {
 
     fn command(&mut self, command: &message::Command, now: Now) {
         match command {
-            message::Command::Confirm(_) => self.state.handle_heard(now),
             message::Command::Reconnect(millis) => {
                 let wait = Duration::from_millis(*millis);
                 self.connect_at = Backoff::new(entropy::seed()).handle_busy(wait, now.mono);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use hedgerow_model::Fault;
-use hedgerow_model::id::{LabelKey, LabelValue, Labels, SiteName};
+use hedgerow_model::id::{DeviceName, LabelKey, LabelValue, Labels, SiteName};
 use serde_json::{Map, Value, json};
 
 use super::token::labels_json;
@@ -52,6 +52,14 @@ pub(super) fn run(command: DeviceCommand, shell: &mut Shell<'_>) -> Result<ExitC
             let request = post(&device, "release", json!({}));
             order(request, &format!("{device} is released"), Some(wait), shell)
         }
+        DeviceCommand::Reconnect { device } => {
+            let said = format!("{device} connects again");
+            order(post(&device, "reconnect", json!({})), &said, None, shell)
+        }
+        DeviceCommand::RotateKeys { device } => {
+            let said = format!("{device} makes new tunnel keys");
+            order(post(&device, "rotate-keys", json!({})), &said, None, shell)
+        }
         DeviceCommand::Revoke {
             device,
             reason,
@@ -67,11 +75,7 @@ pub(super) fn run(command: DeviceCommand, shell: &mut Shell<'_>) -> Result<ExitC
             labels,
             name,
         } => {
-            let mut body = Map::new();
-            body.extend(site.map(|s| ("site".to_owned(), s.as_str().into())));
-            body.extend(labels.map(|l| ("labels".to_owned(), labels_json(&l))));
-            body.extend(name.map(|n| ("name".to_owned(), n.as_str().into())));
-            let request = post(&device, "approve", Value::Object(body));
+            let request = approve(&device, site, labels, name);
             order(request, &format!("{device} is approved"), None, shell)
         }
         DeviceCommand::Reject { device } => {
@@ -84,6 +88,19 @@ pub(super) fn run(command: DeviceCommand, shell: &mut Shell<'_>) -> Result<ExitC
             order(request, &format!("{device} is removed"), None, shell)
         }
     }
+}
+
+fn approve(
+    device: &str,
+    site: Option<SiteName>,
+    labels: Option<Labels>,
+    name: Option<DeviceName>,
+) -> Request {
+    let mut body = Map::new();
+    body.extend(site.map(|s| ("site".to_owned(), s.as_str().into())));
+    body.extend(labels.map(|l| ("labels".to_owned(), labels_json(&l))));
+    body.extend(name.map(|n| ("name".to_owned(), n.as_str().into())));
+    post(device, "approve", Value::Object(body))
 }
 
 fn post(device: &str, what: &str, body: Value) -> Request {

@@ -14,6 +14,7 @@ use super::sites::site_name;
 use super::tokens::{device_name, label_map, labels_of};
 use super::{Caller, ErrorBody, Shared};
 use crate::control::Controller;
+use crate::hub::dirty;
 use crate::refusal::Refusal;
 use crate::service::devices::{Approval, Ending};
 use crate::store::devices::DeviceRecord;
@@ -278,6 +279,34 @@ pub(super) async fn release(
     let (record, _) = control
         .set_state(caller.name(), &device, None, &why.reason)
         .await?;
+    Ok(Json(view(&control, &record)))
+}
+
+/// Has a connected device connect again.
+#[utoipa::path(post, path = "/api/v1/devices/{device}/reconnect",
+    params(("device" = String, Path)),
+    responses((status = 200, body = DeviceView), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+pub(super) async fn reconnect(
+    State(control): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(device): Path<String>,
+) -> Result<Json<DeviceView>, Refusal> {
+    let record = control.order(caller.name(), &device, dirty::RECONNECT)?;
+    Ok(Json(view(&control, &record)))
+}
+
+/// Has a connected device make new tunnel keys at once.
+#[utoipa::path(post, path = "/api/v1/devices/{device}/rotate-keys",
+    params(("device" = String, Path)),
+    responses((status = 200, body = DeviceView), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
+pub(super) async fn rotate_keys(
+    State(control): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(device): Path<String>,
+) -> Result<Json<DeviceView>, Refusal> {
+    let record = control.order(caller.name(), &device, dirty::ROTATE_KEYS)?;
     Ok(Json(view(&control, &record)))
 }
 

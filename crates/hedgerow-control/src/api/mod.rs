@@ -168,6 +168,8 @@ fn routes() -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(devices::label))
         .routes(routes!(devices::quarantine))
         .routes(routes!(devices::release))
+        .routes(routes!(devices::reconnect))
+        .routes(routes!(devices::rotate_keys))
         .routes(routes!(devices::revoke))
         .routes(routes!(devices::approve))
         .routes(routes!(devices::reject))

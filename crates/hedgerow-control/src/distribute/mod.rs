@@ -18,7 +18,7 @@ use hedgerow_model::Mono;
 use hedgerow_model::id::{DeviceId, Revision};
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_sync::controller::{ControllerSession, Output};
-use hedgerow_sync::message::Hello;
+use hedgerow_sync::message::{Command, Hello};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -33,6 +33,8 @@ use crate::refusal::Refusal;
 const READ_BYTES: usize = 512;
 /// Most encrypted bytes that wait for the socket: one part of a message.
 const TLS_BYTES_MAX: usize = 20 << 10;
+/// How long an agent stays away that shall connect again.
+const RECONNECT_MILLIS: u64 = 500;
 /// How long one frame may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// Peers that one agent may look for at once, and how often one more.
@@ -281,8 +283,22 @@ impl Agent {
                 self.session.ask_flows(question)?;
             }
         }
+        if self.standing == Standing::Served {
+            self.order(bits)?;
+        }
         if bits & dirty::ALL != 0 {
             self.refresh(bits & dirty::ALL)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an operator's orders.
+    fn order(&mut self, bits: u32) -> Result<(), End> {
+        if bits & dirty::ROTATE_KEYS != 0 {
+            self.session.command(Command::RotateKeys)?;
+        }
+        if bits & dirty::RECONNECT != 0 {
+            self.session.command(Command::Reconnect(RECONNECT_MILLIS))?;
         }
         Ok(())
     }

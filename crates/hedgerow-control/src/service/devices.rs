@@ -1,5 +1,7 @@
 //! Changing devices: labels, states, revocation, removal, approval.
 
+use std::sync::Arc;
+
 use hedgerow_model::Wall;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, DeviceName, Digest, Labels, Revision, SiteName};
@@ -111,6 +113,30 @@ impl Controller {
                 .detail("by", actor),
         );
         Ok(record)
+    }
+
+    /// Gives a connected device an order that changes nothing here.
+    pub(crate) fn order(
+        &self,
+        actor: &str,
+        text: &str,
+        bits: u32,
+    ) -> Result<Arc<DeviceRecord>, Refusal> {
+        let snapshot = self.snapshot();
+        let record = snapshot.find(text).filter(|d| d.ended.is_none());
+        let record = record.ok_or_else(|| Refusal::no_device(text))?;
+        let live = self.hub.with(record.id, |s| s.live.clone());
+        let live = live.ok_or_else(|| {
+            Refusal::new(
+                Kind::Conflict,
+                "not_connected",
+                format!("{text} is not connected"),
+                "try again when `hedgerow status` shows it",
+            )
+        })?;
+        live.signal.raise(bits);
+        tracing::info!(actor, device = %record.id, bits, "an operator's order");
+        Ok(record.clone())
     }
 
     /// Puts a device into a state, or back into normal service.

@@ -23,7 +23,7 @@ use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::service::Protocol;
 use hedgerow_model::statement::{PeerQuery, Revoked};
 use hedgerow_sync::agent::Output;
-use hedgerow_sync::message::Flows;
+use hedgerow_sync::message::{Command, Flows};
 use serde_json::json;
 
 const POLICY: &str = "\
@@ -543,6 +543,27 @@ fn a_source_that_leaves_handshakes_open_cannot_keep_agents_out() {
     central.until("the crowd is sent away", || {
         !crowd.iter().any(agent::is_open)
     });
+}
+
+#[test]
+fn an_operators_orders_reach_a_connected_device_alone() {
+    let central = Central::started();
+    let (mut sensor, _collector) = fleet(&central);
+    let mut a = sensor.connect(&central);
+    a.until("a program", |u| u.holds(ResourceKind::Program));
+    for (path, order) in [
+        ("devices/a/rotate-keys", Command::RotateKeys),
+        ("devices/a/reconnect", Command::Reconnect(500)),
+    ] {
+        central.post(path, &json!({}));
+        a.expect("the order", |o| *o == Output::Command(order.clone()));
+    }
+    let (code, said) = central.ask("POST", "devices/b/reconnect", "");
+    assert_eq!(
+        (code, &said["error"]["code"]),
+        (409, &json!("not_connected")),
+        "{said}"
+    );
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn every_to_agent() -> Vec<ToAgent> {
         ToAgent::RenewRefused(1, "no".into(), 0),
         ToAgent::Resolved(1, None),
         ToAgent::EventsStored(2),
-        ToAgent::Command(Command::Confirm(rev(1))),
+        ToAgent::Command(Command::Reconnect(1000)),
         ToAgent::Held("copied".into()),
         ToAgent::Busy(5),
         ToAgent::Bye("stopping".into()),
