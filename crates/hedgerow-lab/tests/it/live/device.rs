@@ -95,8 +95,12 @@ impl<'p> Device<'p> {
             process::signal(pid, Signal::KILL);
             process::wait_end(pid, Duration::from_secs(5))?;
         }
-        self.run(&["nft", "delete", "table", "inet", "hedgerow"])?
-            .done()?;
+        // The kernel closes the owner's socket a moment after its process has ended.
+        clock::wait_for("the table to be free", Duration::from_secs(10), || {
+            self.run(&["nft", "delete", "table", "inet", "hedgerow"])?
+                .done()
+                .map(Some)
+        })?;
         self.run(&["ip", "link", "delete", "hedgerow0"])?.done()?;
         Ok(())
     }
