@@ -57,6 +57,11 @@ pub(crate) const TEST: &[(&str, &str)] = &[
     ("iptables", "the same, as Docker uses it"),
     ("dbus-daemon", "firewalld's way to be spoken to"),
     ("libfaketime", "clocks that say 1970, and days that pass"),
+    (
+        "systemd-container",
+        "machines on which the guides' commands are run",
+    ),
+    ("dbus", "the bus of those machines"),
 ];
 
 /// Services of these packages would start by themselves; on this machine they are only programs.

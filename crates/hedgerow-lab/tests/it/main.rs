@@ -12,6 +12,7 @@ mod targets;
 
 mod agreement;
 mod demonstration;
+mod guides;
 #[cfg(test)]
 mod live;
 
