@@ -312,8 +312,19 @@ impl Drop for Machine {
 /// A command that goes on.
 pub(super) struct Running(Child);
 
+impl Running {
+    /// Waits for its end, which has to be a success.
+    pub(super) fn finished(mut self) {
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.0.try_wait().unwrap().is_some() {
+            return;
+        }
         // The child is `nsenter`; `timeout` below it passes the signal on, as Ctrl-C would.
         if let Some(inner) = child_of(self.0.id()).or(Some(self.0.id())) {
             drop(
