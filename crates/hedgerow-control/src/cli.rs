@@ -263,7 +263,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
                 operator::renew_issuer(&config.path(), &root_key, &passphrase, clock).await?;
             say(&format!(
                 "trust manifest {version} is in the store; a running controller takes it over \
-                 within a minute"
+                 within a minute and tells the devices. The old issuing key signs on until it no longer covers a \
+                 whole certificate"
             ))
         }
     }

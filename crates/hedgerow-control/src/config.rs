@@ -248,6 +248,12 @@ impl Config {
         self.certificates.grace_days * 86_400
     }
 
+    /// Returns the longest life of a certificate that devices judge, in seconds.
+    pub(crate) fn longest_secs(&self) -> u64 {
+        self.device_secs()
+            .max(self.certificates.controller_days * 86_400)
+    }
+
     /// Returns how long a device's certificate lives, in seconds.
     pub(crate) fn device_secs(&self) -> u64 {
         self.certificates.device_hours * 3600

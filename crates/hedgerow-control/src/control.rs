@@ -95,12 +95,13 @@ impl Controller {
     ) -> Result<Self, Refusal> {
         let layout = Layout::new(&config.dir);
         let trust = load_trust(&store).await?;
-        let authority = keys::load_authority(&layout, &trust).map_err(|e| {
-            Refusal::invalid(
-                chain(&e),
-                "restore the keys from a backup, or give --dir the directory that `init` made",
-            )
-        })?;
+        let authority = keys::load_authority(&layout, &trust, clock.wall(), config.longest_secs())
+            .map_err(|e| {
+                Refusal::invalid(
+                    chain(&e),
+                    "restore the keys from a backup, or give --dir the directory that `init` made",
+                )
+            })?;
         let snapshot = load_snapshot(&config, &store, trust, &authority, clock.wall()).await?;
         let signings = Semaphore::new(config.limits.signings_max);
         Ok(Self {

@@ -168,7 +168,7 @@ async fn build(
     };
     let signed = sign_manifest(&manifest, &[&signing_root])?;
     let trust = Trust::pinned(genesis, &signed).context("the new manifest does not verify")?;
-    let authority = keys::load_authority(&layout, &trust)?;
+    let authority = keys::load_authority(&layout, &trust, now, config.longest_secs())?;
     write_controller(&layout, &config, &authority, None, now)?;
     write_operator(&layout, &config, &authority, &wish.operator, &root_der, now)?;
     write_store(&layout, &genesis, &signed).await?;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use hedgerow_identity::key::SoftwareEd25519;
 use hedgerow_identity::trust::Trust;
-use hedgerow_model::statement::Role;
+use hedgerow_model::Wall;
+use hedgerow_model::statement::{Issuer, Role};
 
 use crate::disk;
 use crate::issue::{Authority, IssueError};
@@ -105,16 +106,38 @@ fn text(path: PathBuf) -> Result<String, KeysError> {
     disk::read_text(&path).map_err(|source| KeysError::Read { path, source })
 }
 
+/// Orders issuers by preference: first those whose certificate still covers `cover_secs` from now,
+/// the one that ends first before the others; then the rest, the one that ends last first.
+///
+/// So a new issuer only waits at first. Every device has learnt of it long before the first
+/// certificate or ticket of its making, and peers that hold an older manifest lose nobody.
+fn by_preference(issuers: &mut [&Issuer], now: Wall, cover_secs: u64) {
+    let needed = now.secs().saturating_add(cover_secs);
+    issuers.sort_by_key(|i| {
+        let end = i.not_after_secs;
+        if end >= needed {
+            (0, end)
+        } else {
+            (1, u64::MAX - end)
+        }
+    });
+}
+
 /// Loads what signs from day to day, and sees that the manifest in force knows it. Of several
-/// issuing keys in the directory the one with the latest end is used.
-pub(crate) fn load_authority(layout: &Layout, trust: &Trust) -> Result<Authority, KeysError> {
+/// issuing keys in the directory the oldest is used that covers the longest certificate made now.
+pub(crate) fn load_authority(
+    layout: &Layout,
+    trust: &Trust,
+    now: Wall,
+    cover_secs: u64,
+) -> Result<Authority, KeysError> {
     let manifest = trust.manifest();
     let mut issuers: Vec<_> = manifest
         .issuers
         .iter()
         .filter(|i| i.site.is_none())
         .collect();
-    issuers.sort_by_key(|i| std::cmp::Reverse(i.not_after_secs));
+    by_preference(&mut issuers, now, cover_secs);
     let mut last = KeysError::Foreign {
         path: layout.key("issuer-*.pem"),
     };
@@ -164,4 +187,33 @@ pub(crate) fn chain_pem(chain: &[Vec<u8>]) -> String {
 /// Reads a certificate chain from PEM.
 pub(crate) fn chain_from_pem(text: &str) -> Vec<Vec<u8>> {
     unpem_all("CERTIFICATE", text)
+}
+
+#[cfg(test)]
+mod tests {
+    use hedgerow_model::statement::P256Public;
+
+    use super::*;
+
+    const DAY: u64 = 86_400;
+
+    #[test]
+    fn a_new_issuer_waits_until_the_old_one_no_longer_covers_a_certificate() {
+        let issuer = |days: u64| Issuer {
+            key: P256Public([2; 33]),
+            certificate: Vec::new(),
+            site: None,
+            not_after_secs: days * DAY,
+        };
+        let (old, new) = (issuer(365), issuer(700));
+        let first = |day: u64| {
+            let mut order = [&new, &old];
+            by_preference(&mut order, Wall::from_secs(day * DAY), 30 * DAY);
+            order.map(|i| i.not_after_secs / DAY)
+        };
+        assert_eq!(first(100), [365, 700]);
+        assert_eq!(first(335), [365, 700]);
+        assert_eq!(first(336), [700, 365]);
+        assert_eq!(first(690), [700, 365]);
+    }
 }

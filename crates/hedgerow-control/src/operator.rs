@@ -31,9 +31,9 @@ pub(crate) async fn renew(
     let store = open(&layout).await?;
     let trust = load_trust(&store).await?;
     store.close().await;
-    let authority = keys::load_authority(&layout, &trust)?;
-    let root = trust.manifest().roots.first().context("no root")?;
     let now = clock.wall();
+    let authority = keys::load_authority(&layout, &trust, now, config.longest_secs())?;
+    let root = trust.manifest().roots.first().context("no root")?;
     write_operator(&layout, &config, &authority, name, &root.certificate, now)?;
     Ok(layout.operator("operator.pem"))
 }

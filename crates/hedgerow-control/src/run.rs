@@ -279,6 +279,7 @@ async fn upkeep_on_signal(control: Arc<Controller>, tls: Arc<Tls>) {
 
 async fn keep_up(control: &Controller, tls: &Tls) -> anyhow::Result<()> {
     adopt_new_manifests(control).await?;
+    change_issuer(control)?;
     if look_after_own_certificate(control)? {
         let (chain, key) = own_certificate(&control.layout)?;
         tls.replace(&chain, &key)?;
@@ -288,22 +289,39 @@ async fn keep_up(control: &Controller, tls: &Tls) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes manifests that `issuer renew` has put into the store, and the keys they name.
+/// Takes manifests that `issuer renew` has put into the store.
 async fn adopt_new_manifests(control: &Controller) -> anyhow::Result<()> {
     let stored = load_trust(&control.store).await?;
     if stored.manifest().version <= control.snapshot().trust.manifest().version {
         return Ok(());
     }
-    let authority = keys::load_authority(&control.layout, &stored)?;
     let version = stored.manifest().version;
     let mut draft = control.draft().await;
     draft.next.set_trust(stored);
     let revision = control.store.revision().await?;
     control.publish(draft, revision);
+    control.hub.raise_all(dirty::TRUST);
+    tracing::info!(version, "a newer trust manifest is in force");
+    Ok(())
+}
+
+/// Changes to the issuing key whose turn it is.
+fn change_issuer(control: &Controller) -> anyhow::Result<()> {
+    let snapshot = control.snapshot();
+    let authority = keys::load_authority(
+        &control.layout,
+        &snapshot.trust,
+        control.clock.wall(),
+        control.config.longest_secs(),
+    )?;
+    if authority.issuer_der() == control.authority().issuer_der() {
+        return Ok(());
+    }
+    let until = authority.issuer_not_after();
     control.set_authority(authority);
     control.renew_beacon()?;
-    control.hub.raise_all(dirty::TRUST | dirty::BEACON);
-    tracing::info!(version, "a newer trust manifest is in force");
+    control.hub.raise_all(dirty::BEACON);
+    tracing::info!(until, "another issuing key is in use");
     Ok(())
 }
 

@@ -326,6 +326,7 @@ impl Daemon {
                 self.greet(local.map(|a| a.ip()), now);
             }
             uplink::Report::Room => {}
+            uplink::Report::Manifests(chain) => self.state.handle_manifests(&chain, now),
             uplink::Report::Bytes(bytes) => {
                 let Some(session) = self.session() else {
                     return;

@@ -231,7 +231,7 @@ async fn exchange(
     };
     let mut stream = tls::connect(endpoint, tls::for_enrollment().map_err(Trouble::Never)?)
         .await
-        .map_err(unreachable)?;
+        .map_err(|e| unreachable(e.into_text()))?;
     let hello = receive(&mut stream).await.map_err(unreachable)?;
     let hello = Hello::decode_body(&hello).map_err(|e| Trouble::Never(foreign(&e)))?;
     let trust = believe(&stream, &hello, ticket.genesis, clock).map_err(Trouble::Never)?;
@@ -259,6 +259,22 @@ async fn exchange(
             })
         }
     }
+}
+
+/// Asks the controller at `endpoint` for its chain of trust manifests: what it says first to anybody
+/// who would enroll. The caller believes nothing of it that the roots did not sign.
+///
+/// # Errors
+///
+/// One line that says what failed.
+pub(crate) async fn manifests(endpoint: &str) -> Result<Vec<Vec<u8>>, String> {
+    let config = tls::for_enrollment().map_err(|e| e.to_string())?;
+    let mut stream = tls::connect(endpoint, config)
+        .await
+        .map_err(tls::ConnectError::into_text)?;
+    let hello = receive(&mut stream).await?;
+    let hello = Hello::decode_body(&hello).map_err(|e| e.to_string())?;
+    Ok(hello.manifest_chain.into_iter().map(Vec::from).collect())
 }
 
 fn believe(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_identity::certificate::{Purpose, check_leaf};
+use hedgerow_identity::error::RefusedCertificate;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
 use hedgerow_model::Now;
@@ -58,6 +59,7 @@ impl ServerCertVerifier for Verifier {
         let own_site = standing.site();
         match check_leaf(leaf, trust, standing, Purpose::Server { own_site }, *now) {
             Ok(_) => Ok(ServerCertVerified::assertion()),
+            Err(RefusedCertificate::UnknownIssuer) => Err(CertificateError::UnknownIssuer.into()),
             Err(refused) => {
                 tracing::warn!(%refused, "the server's certificate is refused");
                 Err(CertificateError::ApplicationVerificationFailure.into())
@@ -169,39 +171,70 @@ fn configure(
     Ok(Arc::new(config))
 }
 
+/// Why there is no connection: one line that says what failed.
+#[derive(Debug)]
+pub(crate) enum ConnectError {
+    /// No issuer of the manifest that we hold signed the server's certificate: a newer manifest may
+    /// name it.
+    UnknownIssuer(String),
+    /// The name, the connection, or the handshake.
+    Failed(String),
+}
+
+impl ConnectError {
+    /// Returns the line.
+    pub(crate) fn into_text(self) -> String {
+        match self {
+            Self::UnknownIssuer(text) | Self::Failed(text) => text,
+        }
+    }
+
+    fn of_handshake(endpoint: &str, error: &std::io::Error) -> Self {
+        let text = format!("{endpoint}: no TLS session: {}", chain(error));
+        let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let is_unknown = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+            .is_some_and(|e| *e == unknown);
+        if is_unknown {
+            Self::UnknownIssuer(text)
+        } else {
+            Self::Failed(text)
+        }
+    }
+}
+
 /// Connects to `endpoint`, `host:port`.
 ///
 /// # Errors
 ///
-/// One line that says what failed: the name, the connection, or the handshake.
+/// One line that says what failed.
 pub(crate) async fn connect(
     endpoint: &str,
     config: Arc<ClientConfig>,
-) -> Result<TlsStream<TcpStream>, String> {
+) -> Result<TlsStream<TcpStream>, ConnectError> {
     let attempt = async {
-        let stream = TcpStream::connect(endpoint)
-            .await
-            .map_err(|e| format!("cannot connect to {endpoint}: {e}"))?;
+        let failed =
+            |e: std::io::Error| ConnectError::Failed(format!("cannot connect to {endpoint}: {e}"));
+        let stream = TcpStream::connect(endpoint).await.map_err(failed)?;
         // Frames are small and urgent; a delay of one would delay a quarantine.
-        stream
-            .set_nodelay(true)
-            .map_err(|e| format!("cannot connect to {endpoint}: {e}"))?;
+        stream.set_nodelay(true).map_err(failed)?;
         // What stands in the socket cannot be overtaken.
         socket2::SockRef::from(&stream)
             .set_tcp_notsent_lowat(hedgerow_sync::frame::UNSENT_BYTES_MAX)
-            .map_err(|e| format!("cannot connect to {endpoint}: {e}"))?;
-        let name = server_name(endpoint)?;
+            .map_err(failed)?;
+        let name = server_name(endpoint).map_err(ConnectError::Failed)?;
         TlsConnector::from(config)
             .connect(name, stream)
             .await
-            .map_err(|e| format!("{endpoint}: no TLS session: {}", chain(&e)))
+            .map_err(|e| ConnectError::of_handshake(endpoint, &e))
     };
     match tokio::time::timeout(CONNECT_WITHIN, attempt).await {
         Ok(result) => result,
-        Err(_) => Err(format!(
+        Err(_) => Err(ConnectError::Failed(format!(
             "{endpoint} does not answer within {} s",
             CONNECT_WITHIN.as_secs()
-        )),
+        ))),
     }
 }
 

@@ -10,8 +10,9 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
 
+use super::enroll;
 use super::run::Input;
-use super::tls;
+use super::tls::{self, ConnectError};
 
 /// Frames handed over and not yet written: few, so that an urgent one overtakes the rest.
 const FRAMES_MAX: usize = 2;
@@ -29,6 +30,9 @@ pub(crate) enum Report {
     Bytes(Vec<u8>),
     /// A frame was written: there is room for another.
     Room,
+    /// It does not stand, because we do not know the server's issuer; this is its chain of trust
+    /// manifests.
+    Manifests(Vec<Vec<u8>>),
     /// It ended, or never stood.
     Closed(String),
 }
@@ -52,7 +56,11 @@ impl Connection {
         let task = tokio::spawn(async move {
             let reason = match tls::connect(&endpoint, config).await {
                 Ok(stream) => carry(stream, receiver, &inputs, serial).await,
-                Err(reason) => reason,
+                Err(ConnectError::Failed(reason)) => reason,
+                Err(ConnectError::UnknownIssuer(reason)) => {
+                    ask_for_manifests(&endpoint, &inputs, serial).await;
+                    reason
+                }
             };
             let report = Input::Uplink(serial, Report::Closed(reason));
             // Nobody listens any more only when the agent ends.
@@ -74,6 +82,21 @@ impl Connection {
     /// Ends the connection after what was handed over is written.
     pub(crate) fn finish(self) -> tokio::task::JoinHandle<()> {
         self.task
+    }
+}
+
+/// A controller whose issuer we do not know may have been given a new one while we were away.
+async fn ask_for_manifests(endpoint: &str, inputs: &mpsc::Sender<Input>, serial: u64) {
+    match enroll::manifests(endpoint).await {
+        Ok(chain) => {
+            // Nobody listens any more only when the agent ends.
+            drop(
+                inputs
+                    .send(Input::Uplink(serial, Report::Manifests(chain)))
+                    .await,
+            );
+        }
+        Err(error) => tracing::info!(endpoint, error, "no manifests of an unknown issuer"),
     }
 }
 

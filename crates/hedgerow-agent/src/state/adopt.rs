@@ -3,15 +3,16 @@
 use hedgerow_identity::Verified;
 use hedgerow_identity::error::RefusedTicket;
 use hedgerow_identity::standing::Standing;
-use hedgerow_identity::trust::Trust;
-use hedgerow_model::Now;
+use hedgerow_identity::trust::{Adopted, Trust};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Revision};
 use hedgerow_model::program::Program;
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::statement::{Names, P256Public, SiteConfig, States, Ticket};
+use hedgerow_model::{Now, wire};
 use hedgerow_policy::{Facts, class_matches, fits};
 use hedgerow_sync::message::{Stage, Update};
+use minicbor::bytes::ByteVec;
 
 use super::{State, Step};
 
@@ -104,6 +105,42 @@ impl State {
         if changes {
             self.reconsider(now);
         }
+        self.refresh(now);
+        self.settle(now);
+    }
+
+    /// Takes what is news in a chain of trust manifests that came outside a session: from a controller
+    /// whose issuer we do not know. The roots' signatures are all the proof there is, and needed.
+    pub(crate) fn handle_manifests(&mut self, chain: &[Vec<u8>], now: Now) {
+        let mut trust = self.world.trust.clone();
+        match trust.adopt_chain(chain) {
+            Ok(Adopted::Known) => return,
+            Ok(Adopted::New) => {}
+            Err(refused) => {
+                let text = refused.to_string();
+                self.refuse(now, Some(ResourceKind::Manifest), &text, "manifest");
+                return;
+            }
+        }
+        let version = Revision {
+            timeline: 0,
+            number: trust.manifest().version,
+        };
+        tracing::info!(version = version.number, "a newer trust manifest");
+        let candidate = Candidate {
+            trust: Some(trust),
+            ..Candidate::default()
+        };
+        self.adopt(candidate, now);
+        let chain: Vec<ByteVec> = chain.iter().cloned().map(ByteVec::from).collect();
+        let resource = Resource {
+            kind: ResourceKind::Manifest,
+            version,
+            bytes: wire::encode(&chain),
+        };
+        self.marks.insert(resource.kind, version);
+        self.resources.insert(resource.kind, resource);
+        self.steps.push_back(Step::Store);
         self.refresh(now);
         self.settle(now);
     }

@@ -304,6 +304,45 @@ fn attack_cutting_the_link_and_the_names_does_not_undo_underlay_enforcement() {
 }
 
 #[test]
+fn manifests_from_outside_a_session_count_when_the_roots_signed_them() {
+    let domain = Domain::new();
+    let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
+    let manifests = |m: &Machine| {
+        let mark = m
+            .state
+            .holdings()
+            .marks
+            .get(&ResourceKind::Manifest)
+            .copied();
+        (m.state.trust().manifest().version, mark.map(|r| r.number))
+    };
+
+    let forged = [
+        Domain::seeded(9).renewed_chain(),
+        vec![domain.renewed_chain()[1][..90].to_vec()],
+        vec![Vec::new()],
+    ];
+    for chain in forged {
+        machine.state.handle_manifests(&chain, at(1));
+        assert_eq!(manifests(&machine), (1, None));
+        assert!(machine.events().contains(&EventKind::ResourceRefused));
+    }
+
+    let chain = domain.renewed_chain();
+    machine.state.handle_manifests(&chain, at(2));
+    assert_eq!(manifests(&machine), (2, Some(2)));
+    let steps = machine.run(at(2));
+    assert!(steps.contains(&"store".to_owned()), "{steps:?}");
+
+    // An old chain, or the same once more, changes nothing.
+    for chain in [&chain[..1], &chain] {
+        machine.state.handle_manifests(chain, at(3));
+        assert_eq!(manifests(&machine), (2, Some(2)));
+        assert!(machine.run(at(3)).is_empty());
+    }
+}
+
+#[test]
 fn attack_a_version_that_no_signature_covers_is_refused() {
     let domain = Domain::new();
     let build = |n: u64, machine: &Machine| {

@@ -143,7 +143,15 @@ pub(super) async fn status(State(control): State<Shared>) -> Json<FleetStatus> {
         policy_hash: snapshot.policy.record.hash.to_string(),
         manifest: snapshot.trust.manifest().version,
         revocations: snapshot.standing.revocation_version().to_string(),
-        issuer_not_after_secs: control.authority().issuer_not_after(),
+        issuer_not_after_secs: snapshot
+            .trust
+            .manifest()
+            .issuers
+            .iter()
+            .filter(|i| i.site.is_none())
+            .map(|i| i.not_after_secs)
+            .max()
+            .unwrap_or_default(),
         enrolled: devices.len(),
         connected: devices.iter().filter(|d| d.connected).count(),
         verified: devices.iter().filter(|d| d.connected && d.verified).count(),

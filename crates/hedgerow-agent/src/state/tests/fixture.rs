@@ -86,6 +86,7 @@ pub(super) fn rev(number: u64) -> Revision {
 
 /// Everything that signs.
 pub(super) struct Domain {
+    root: SoftwareP384,
     issuer: SoftwareP256,
     policy: SoftwareEd25519,
     revocation: SoftwareEd25519,
@@ -135,6 +136,7 @@ impl Domain {
         };
         Self {
             manifest: sign_manifest(&manifest, &[&root]).unwrap(),
+            root,
             issuer,
             policy,
             revocation,
@@ -144,6 +146,23 @@ impl Domain {
 
     pub(super) fn trust(&self) -> Trust {
         Trust::pinned(self.genesis, &self.manifest).unwrap()
+    }
+
+    /// Returns the chain after the issuing key was renewed, which these roots signed.
+    pub(super) fn renewed_chain(&self) -> Vec<Vec<u8>> {
+        let trust = self.trust();
+        let mut next = trust.manifest().clone();
+        next.version += 1;
+        next.previous = Some(trust.payload_digest());
+        next.issuers.push(Issuer {
+            key: SoftwareP256::generate(&mut SystemRandom).unwrap().public(),
+            certificate: Vec::new(),
+            site: None,
+            not_after_secs: START_SECS + 800 * 86_400,
+        });
+        next.issuers.sort_by_key(|i| i.key);
+        let signed = sign_manifest(&next, &[&self.root]).unwrap();
+        vec![self.manifest.clone(), signed]
     }
 
     pub(super) fn address(&self, host: u16) -> OverlayAddresses {
