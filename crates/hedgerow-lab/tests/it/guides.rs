@@ -270,6 +270,7 @@ impl Plant {
 
     fn kept(&self, passphrase: &str) {
         let doc = "first-site.md";
+        self.on(&self.sensor, doc, "hedgerow-agent check");
         let on = |text| self.on(&self.control, doc, text);
         on("hedgerow status");
         on("hedgerow check");
@@ -373,7 +374,9 @@ impl Plant {
             &self.sensor,
             "systemctl disable --now hedgerow-agent hedgerow-boot",
         );
+        self.control.ok("systemctl stop hedgerow-control");
         on(&self.collector, "hedgerow-agent leave --force");
+        self.control.ok("systemctl start hedgerow-control");
         self.with(
             &self.control,
             (doc, "hedgerow device remove camera-7.plant-1"),
@@ -432,4 +435,44 @@ fn the_guides_work_as_they_say() {
     plant.restored();
     plant.removed();
     plant.commands.assert_all_ran();
+}
+
+#[test]
+fn a_device_that_was_away_learns_of_a_new_issuing_key() {
+    let lan = Lan::new("i");
+    let [control, sensor] = boot(&lan, ["control", "sensor-1"]);
+    for machine in [&control, &sensor] {
+        machine.ok(INSTALL);
+    }
+    let made = control.ok(
+        "hedgerow-control init --trust-domain plant.example --endpoint control.plant.example:7443",
+    );
+    let (_, passphrase) = made.split_once("shown this once:").unwrap();
+    control.ok(&format!(
+        "umask 077 && echo {} > passphrase",
+        passphrase.trim()
+    ));
+    let controller = control.background("hedgerow-control run");
+    control.until("hedgerow status", "revision");
+    control.ok("hedgerow site create plant-1 --tz UTC");
+    let create = "hedgerow token create --site plant-1 --labels role=sensor";
+    enroll(&control, create, &sensor);
+    let agent = sensor.background("hedgerow-agent run");
+    sensor.until("hedgerow-agent status", "verified in the kernel");
+    drop(agent);
+
+    // So long a life is covered by the newest issuing key alone, which signs at once.
+    drop(controller);
+    control.ok(
+        "sed -i 's/^controller_days = .*/controller_days = 365/' /var/lib/hedgerow/control/control.toml",
+    );
+    control.ok(
+        "hedgerow-control issuer renew --root-key /var/lib/hedgerow/control/root/root.pem \
+         --passphrase-file passphrase",
+    );
+    let _controller = control.background("hedgerow-control run");
+    control.until("hedgerow status", "revision");
+    let _agent = sensor.background("hedgerow-agent run");
+    control.until("hedgerow status", "1 connected, 1 of these verified");
+    sensor.until("hedgerow-agent check", "session with");
 }

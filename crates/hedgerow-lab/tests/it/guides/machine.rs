@@ -120,6 +120,8 @@ mkdir "$FOLDER/up" "$FOLDER/work" "$FOLDER/root"
 mount -t overlay -o "lowerdir=/,upperdir=$FOLDER/up,workdir=$FOLDER/work" overlay "$FOLDER/root"
 root="$FOLDER/root"
 rm -rf "$root/etc/hedgerow" "$root/var/lib/hedgerow" "$root/root/.config/hedgerow"
+# Nothing that this host starts by itself, another firewall for instance.
+rm -rf "$root"/etc/systemd/system/*.wants
 rm -f "$root"/etc/systemd/system/hedgerow-* "$root"/usr/bin/hedgerow*
 mkdir -p "$root/root/hedgerow/target/release" "$root/srv/backup"
 cp -r "$SOURCE/packaging" "$SOURCE/examples" "$root/root/hedgerow/"
