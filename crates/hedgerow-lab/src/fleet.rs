@@ -1,6 +1,6 @@
 //! A fleet of simulated agents: how much a controller needs for them, and how fast it is.
 
-mod device;
+pub(crate) mod device;
 
 use std::fs;
 use std::net::SocketAddr;

@@ -16,6 +16,7 @@ mod attack;
 mod bench;
 mod central;
 pub mod clock;
+mod crowd;
 mod demo;
 mod entropy;
 mod fleet;
@@ -86,6 +87,27 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measures an agent: idle, and with many live peers; needs root.
+    BenchAgent {
+        /// How many peers.
+        #[arg(long, default_value_t = 1000)]
+        peers: usize,
+        /// How long each idle phase is watched.
+        #[arg(long, default_value_t = 60)]
+        idle_secs: u64,
+        /// Writes one JSON object per measurement.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The part of `bench-agent` that runs beside the agent.
+    #[command(hide = true)]
+    BenchAgentInside {
+        /// A file.
+        order: PathBuf,
+        /// Writes one JSON object per measurement.
+        #[arg(long)]
+        json: bool,
+    },
     /// Holds a table until its input ends.
     #[command(hide = true)]
     BenchHold {
@@ -147,6 +169,17 @@ pub fn main() -> ExitCode {
         Command::Fleet { agents, json } => fleet::run(Screen::of(json), agents, json),
         Command::FleetInside { order, json } => fleet::inside(Screen::of(json), &order),
         Command::BenchKernel { json } => bench::kernel(Screen::of(json)),
+        Command::BenchAgent {
+            peers,
+            idle_secs,
+            json,
+        } => crowd::run(
+            Screen::of(json),
+            peers,
+            Duration::from_secs(idle_secs),
+            json,
+        ),
+        Command::BenchAgentInside { order, json } => crowd::inside(Screen::of(json), &order),
         Command::BenchHold { peers } => bench::hold(peers),
         Command::BenchSend => bench::send(),
         Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),

@@ -31,9 +31,11 @@ use crate::entropy::{SystemRandom, bytes};
 const DAY: u64 = 86_400;
 
 /// What anybody may know of a device: whom it believes, and its ticket, which it shows to peers.
-struct Target {
-    trust: Trust,
-    ticket: Vec<u8>,
+pub(crate) struct Target {
+    /// Whom it believes.
+    pub(crate) trust: Trust,
+    /// Its ticket.
+    pub(crate) ticket: Vec<u8>,
 }
 
 #[derive(Decode)]
@@ -44,7 +46,11 @@ struct Resources {
 
 impl Target {
     /// Reads a device's state directory.
-    fn read(state: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it is no enrolled device's.
+    pub(crate) fn read(state: &Path) -> Result<Self> {
         let file = |name: &str| fs::read(state.join(name)).with_context(|| name.to_owned());
         let (genesis, _controllers): (Digest, Vec<String>) =
             minicbor::decode(&file("enrollment")?)?;

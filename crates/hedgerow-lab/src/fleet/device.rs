@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use hedgerow_identity::csr;
-use hedgerow_identity::enroll::wire::{EnrollReply, EnrollRequest, FrameBuffer, Hello, frame};
+use hedgerow_identity::enroll::wire::{
+    EnrollReply, EnrollRequest, FrameBuffer, Hello, Issued, frame,
+};
 use hedgerow_identity::enroll::{self, EXPORTER_BYTES, EXPORTER_LABEL, Token};
 use hedgerow_identity::key::SoftwareP256;
 use hedgerow_model::Mono;
@@ -132,6 +134,45 @@ async fn connect(
     Ok(TlsConnector::from(config).connect(name, stream).await?)
 }
 
+/// Gets certificate and ticket for a key with a token.
+///
+/// # Errors
+///
+/// When the controller refuses or does not answer.
+pub(crate) async fn obtain(
+    (from, to): (Ipv4Addr, SocketAddr),
+    token: &Token,
+    name: String,
+    key: &SoftwareP256,
+    introduction_key: X25519Public,
+) -> Result<Box<Issued>> {
+    let request = csr::make(key)?;
+    let mut stream = connect(Arc::new(config(enroll::ALPN, None)?), from, to).await?;
+    let mut exporter = [0u8; EXPORTER_BYTES];
+    stream
+        .get_ref()
+        .1
+        .export_keying_material(&mut exporter, EXPORTER_LABEL, None)?;
+    let mut buffer = FrameBuffer::new(enroll::wire::REPLY_BYTES_MAX);
+    Hello::decode_body(&message(&mut stream, &mut buffer).await?)?;
+    let ask = EnrollRequest {
+        token: Some(token.id()),
+        signature: Some(token.sign(&exporter, &request)?.into()),
+        csr: request,
+        introduction_key,
+        agent_version: "fleet".to_owned(),
+        hostname: name,
+        name: None,
+    };
+    stream.write_all(&frame(&ask)).await?;
+    stream.flush().await?;
+    let reply = EnrollReply::decode_body(&message(&mut stream, &mut buffer).await?)?;
+    let EnrollReply::Issued(issued) = reply else {
+        bail!("not enrolled: {reply:?}");
+    };
+    Ok(issued)
+}
+
 impl Device {
     /// Enrolls a new device with a token.
     ///
@@ -141,31 +182,9 @@ impl Device {
     pub(crate) async fn enroll(to: SocketAddr, token: &Token, number: usize) -> Result<Self> {
         let from = source_of(number)?;
         let key = SoftwareP256::generate(&mut SystemRandom)?;
-        let request = csr::make(&key)?;
         let introduction_key = X25519Public(bytes());
-        let mut stream = connect(Arc::new(config(enroll::ALPN, None)?), from, to).await?;
-        let mut exporter = [0u8; EXPORTER_BYTES];
-        stream
-            .get_ref()
-            .1
-            .export_keying_material(&mut exporter, EXPORTER_LABEL, None)?;
-        let mut buffer = FrameBuffer::new(enroll::wire::REPLY_BYTES_MAX);
-        Hello::decode_body(&message(&mut stream, &mut buffer).await?)?;
-        let ask = EnrollRequest {
-            token: Some(token.id()),
-            signature: Some(token.sign(&exporter, &request)?.into()),
-            csr: request,
-            introduction_key,
-            agent_version: "fleet".to_owned(),
-            hostname: format!("fleet-{number}"),
-            name: None,
-        };
-        stream.write_all(&frame(&ask)).await?;
-        stream.flush().await?;
-        let reply = EnrollReply::decode_body(&message(&mut stream, &mut buffer).await?)?;
-        let EnrollReply::Issued(issued) = reply else {
-            bail!("not enrolled: {reply:?}");
-        };
+        let name = format!("fleet-{number}");
+        let issued = obtain((from, to), token, name, &key, introduction_key).await?;
         let chain = issued
             .chain
             .iter()
