@@ -13,6 +13,8 @@ const PREFIX: &str = "hgt-guide";
 /// Where the machines see the project.
 const PROJECT: &str = "/root/hedgerow";
 const BOOT_WITHIN: Duration = Duration::from_secs(90);
+/// How long what a command says may take to become true.
+const SAYS_WITHIN: Duration = Duration::from_secs(30);
 /// No command of a guide takes longer.
 const COMMAND_WITHIN: &str = "60";
 
@@ -22,6 +24,23 @@ pub(super) struct Said {
     pub(super) code: i32,
     pub(super) out: String,
     pub(super) err: String,
+}
+
+/// Tries until there is a result or `limit` is over.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the machines are other programs: there is nothing to wait on"
+)]
+fn within<T>(limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let until = Instant::now() + limit;
+    while Instant::now() < until {
+        let result = attempt();
+        if result.is_some() {
+            return result;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    None
 }
 
 /// Returns a command, or fails with the Debian package that has it.
@@ -183,26 +202,25 @@ impl Machine {
 
     /// Waits until its systemd has started everything.
     pub(super) fn booted(mut self) -> Self {
-        let until = Instant::now() + BOOT_WITHIN;
         let mut last = String::new();
-        while Instant::now() < until {
+        let up = within(BOOT_WITHIN, || {
             if let Some(status) = self.nspawn.try_wait().unwrap() {
                 let mut said = String::new();
                 let pipe = self.nspawn.stderr.as_mut().unwrap();
                 pipe.read_to_string(&mut said).unwrap();
                 panic!("{}: the machine ended with {status}: {said}", self.name);
             }
-            if let Some(leader) = child_of(self.nspawn.id()) {
-                self.leader = leader;
-                let said = self.run("systemctl is-system-running");
-                last = format!("{said:?}");
-                if matches!(said.out.trim(), "running" | "degraded") {
-                    return self;
-                }
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        panic!("{}: not up within {BOOT_WITHIN:?}: {last}", self.name);
+            self.leader = child_of(self.nspawn.id())?;
+            let said = self.run("systemctl is-system-running");
+            last = format!("{said:?}");
+            matches!(said.out.trim(), "running" | "degraded").then_some(())
+        });
+        assert!(
+            up.is_some(),
+            "{}: not up within {BOOT_WITHIN:?}: {last}",
+            self.name
+        );
+        self
     }
 
     fn inside(&self, command: &str) -> Command {
@@ -255,20 +273,21 @@ impl Machine {
 
     /// Repeats a command line until it succeeds and says `wanted`.
     pub(super) fn until(&self, command: &str, wanted: &str) -> String {
-        let until = Instant::now() + Duration::from_secs(30);
-        loop {
+        let mut last = None;
+        let said = within(SAYS_WITHIN, || {
             let said = self.run(command);
-            if said.code == 0 && said.out.contains(wanted) {
-                return said.out;
-            }
-            assert!(
-                Instant::now() < until,
-                "{}: {command}: no {wanted:?} in time: {said:?}\n{}",
+            let good = said.code == 0 && said.out.contains(wanted);
+            let out = said.out.clone();
+            last = Some(said);
+            good.then_some(out)
+        });
+        said.unwrap_or_else(|| {
+            panic!(
+                "{}: {command}: no {wanted:?} in time: {last:?}\n{}",
                 self.name,
                 self.journal()
-            );
-            std::thread::sleep(Duration::from_millis(200));
-        }
+            )
+        })
     }
 
     fn journal(&self) -> String {
