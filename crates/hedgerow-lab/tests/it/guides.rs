@@ -268,9 +268,29 @@ impl Plant {
         );
     }
 
+    /// Step 5: the plant's own network.
+    fn underlay(&self) {
+        let doc = "first-site.md";
+        let reach = "ping -c 1 -W 1 10.77.0.3";
+        self.sensor.ok(reach);
+        self.control.ok(
+            "cp plant.yaml before.yaml && sed -i '/ iot:/s/mode: enforce/&, underlay: enforce/' plant.yaml",
+        );
+        self.on(&self.sensor, doc, "hedgerow-agent check");
+        let plan = self.on(&self.control, doc, "hedgerow policy plan plant.yaml");
+        assert!(plan.contains("underlay"), "{plan}");
+        self.control
+            .ok("hedgerow policy apply plant.yaml --wait 30s");
+        let refused = self.sensor.run(reach);
+        assert!(refused.code != 0, "{refused:?}");
+        self.on(&self.sensor, doc, "hedgerow-agent check");
+        self.control
+            .ok("mv before.yaml plant.yaml && hedgerow policy apply plant.yaml --wait 30s");
+        self.sensor.ok(reach);
+    }
+
     fn kept(&self, passphrase: &str) {
         let doc = "first-site.md";
-        self.on(&self.sensor, doc, "hedgerow-agent check");
         let on = |text| self.on(&self.control, doc, text);
         on("hedgerow status");
         on("hedgerow check");
@@ -429,6 +449,7 @@ fn the_guides_work_as_they_say() {
     plant.on(&plant.control, "backup-restore.md", BACKUP);
     plant.devices();
     plant.simulated();
+    plant.underlay();
     plant.kept(&passphrase);
     plant.contained();
     plant.cut_off();
