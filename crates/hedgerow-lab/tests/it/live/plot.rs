@@ -130,12 +130,6 @@ impl Plot {
 
     /// Builds a plot whose controller runs, with sites s1 and s2.
     pub(crate) fn open(name: &'static str) -> Result<Self> {
-        Self::configured(name, &[])
-    }
-
-    /// As [`Self::open`], with lines of `control.toml` changed: each of `changes` is a key and its
-    /// new value.
-    pub(crate) fn configured(name: &'static str, changes: &[(&str, &str)]) -> Result<Self> {
         let plot = Self::wired(name)?;
         let files = plot.files();
         let files = files.to_string_lossy();
@@ -153,17 +147,6 @@ impl Plot {
             "admin",
         ])?
         .done()?;
-        let config = plot.files().join("control.toml");
-        let mut text = fs::read_to_string(&config)?;
-        for (key, value) in changes {
-            let old = text
-                .lines()
-                .find(|l| l.starts_with(&format!("{key} = ")))
-                .with_context(|| format!("no key {key} in {text}"))?
-                .to_owned();
-            text = text.replace(&old, &format!("{key} = {value}"));
-        }
-        fs::write(&config, text)?;
         plot.start_central()?;
         for site in ["s1", "s2"] {
             plot.hedgerow(&["site", "create", site])?.done()?;
