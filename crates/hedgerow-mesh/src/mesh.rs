@@ -355,10 +355,10 @@ impl Mesh {
     }
 
     /// Takes note that the policy grants something else than before: who was not admitted may be
-    /// now. Peers that lost everything come one by one through [`Self::handle_admitted`].
+    /// now, the controller may name whom it did not, and who kept silent may answer. Peers that lost
+    /// everything come one by one through [`Self::handle_admitted`].
     pub fn handle_policy_changed(&mut self) {
-        self.unreachable
-            .retain(|_, (_, reason)| *reason != Unreachable::NotAdmitted);
+        self.unreachable.clear();
     }
 
     /// Takes the passing of time.

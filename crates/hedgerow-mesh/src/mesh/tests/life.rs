@@ -375,6 +375,23 @@ fn a_policy_change_opens_what_was_not_admitted_a_moment_ago() {
 }
 
 #[test]
+fn a_policy_change_asks_again_for_whom_the_controller_did_not_name() {
+    let mut world = World::new(28, 2);
+    world.controller = false;
+    world.want(0, 1);
+    let reason = Unreachable::Unresolved;
+    assert!(world.nodes[0].log.contains(&Output::Reject {
+        address: world.address(1),
+        reason
+    }));
+    world.controller = true;
+    world.with(0, |mesh, _| mesh.handle_policy_changed());
+    world.want(0, 1);
+    world.run(SECOND);
+    assert!(world.linked(0, 1));
+}
+
+#[test]
 fn a_policy_change_removes_a_peer() {
     let mut world = World::new(14, 2);
     world.want(0, 1);
