@@ -186,16 +186,21 @@ impl Agent {
         })
     }
 
-    /// Believes what a served agent said of itself. A copy's word changes nothing.
+    /// Believes what an agent said of itself that is not a copy: its start, and all else only while its
+    /// certificate allows everything.
     fn arrived(&self, hello: &Hello) {
         let now = self.control.clock.now();
+        let is_full = self.peer.access() == Access::Full;
         self.control
             .note(Note::Generation(self.device, hello.generation));
         self.control.hub.with(self.device, |s| {
             s.generation = s.generation.max(hello.generation);
+            s.seen = now.wall;
+            if !is_full {
+                return;
+            }
             s.agent_version.clone_from(&hello.agent_version);
             s.endpoints.clone_from(&hello.endpoints);
-            s.seen = now.wall;
             if let Some(v) = &hello.verified {
                 s.progress.verified = Some((v.revision, v.table_hash, now.mono, now.wall));
             }

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_identity::certificate::{Access, PeerIdentity};
-use hedgerow_model::Mono;
 use hedgerow_model::id::{DeviceId, Revision};
 use hedgerow_model::resource::ResourceKind;
+use hedgerow_model::{Mono, Now};
 use hedgerow_sync::controller::{ControllerSession, Output};
 use hedgerow_sync::message::{Command, Hello};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -193,7 +193,9 @@ impl Agent {
 
     fn deadline(&self) -> tokio::time::Instant {
         let (at, _why) = self.session.deadline();
-        let mut at = at.min(self.told_at).min(self.expires_at());
+        let mut at = at
+            .min(self.told_at)
+            .min(self.expires_at(self.control.clock.now()));
         if !self.awaits.is_empty() {
             at = at.min(self.awaits_until);
         }
@@ -225,10 +227,11 @@ impl Agent {
     }
 
     fn timeout(&mut self) -> Result<(), End> {
-        let now = self.control.clock.now().mono;
+        let at = self.control.clock.now();
+        let now = at.mono;
         self.session.handle_timeout(now);
-        if now >= self.expires_at() {
-            self.check_trust();
+        if now >= self.expires_at(at) {
+            self.check_trust(at);
         }
         if now >= self.told_at {
             self.told_at = Mono::NEVER;
@@ -265,7 +268,7 @@ impl Agent {
             return Ok(());
         }
         if bits & dirty::TRUST != 0 {
-            self.check_trust();
+            self.check_trust(self.control.clock.now());
         }
         if bits & dirty::RECORD != 0 {
             self.check_record()?;
@@ -304,8 +307,7 @@ impl Agent {
     }
 
     /// Ends the session of an agent whose certificate is not believed any more.
-    fn check_trust(&mut self) {
-        let now = self.control.clock.now();
+    fn check_trust(&mut self, now: Now) {
         let snapshot = self.control.snapshot();
         let why = if let Some(why) = greet::untrusted(&snapshot, &self.peer) {
             why
@@ -319,12 +321,11 @@ impl Agent {
         self.session.bye(&why);
     }
 
-    /// When a certificate that allows everything ends.
-    fn expires_at(&self) -> Mono {
+    /// When a certificate that allows everything ends; not later than `now` once it has ended.
+    fn expires_at(&self, now: Now) -> Mono {
         if self.peer.access() != Access::Full {
             return Mono::NEVER;
         }
-        let now = self.control.clock.now();
         let left = (self.peer.facts().not_after_secs() + 1).saturating_sub(now.wall.secs());
         now.mono + Duration::from_secs(left)
     }

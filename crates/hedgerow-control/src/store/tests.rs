@@ -234,3 +234,77 @@ async fn what_is_over_leaves_and_evidence_stays() {
             .is_some_and(|p| p.source.is_empty() && p.signature == [1])
     );
 }
+
+fn waiting(n: u16, source: &str, token: Option<[u8; 8]>) -> pending::PendingRecord {
+    pending::PendingRecord {
+        key_hash: hedgerow_model::id::Digest::of(&n.to_be_bytes()),
+        csr: Vec::new(),
+        introduction_key: hedgerow_model::statement::X25519Public([0; 32]),
+        hostname: "plc-7".to_owned(),
+        source: source.to_owned(),
+        fingerprint: format!("{n:08}"),
+        token,
+        site: None,
+        labels: hedgerow_model::id::Labels::default(),
+        name: None,
+        decision: pending::Decision::Waiting,
+        device: None,
+        created: Wall(u64::from(n)),
+        expires: Wall(u64::MAX >> 1),
+    }
+}
+
+async fn asks(s: &Scratch, p: &pending::PendingRecord) -> bool {
+    let mut tx = s.store.note().await.unwrap();
+    let added = pending::add(&mut tx, p).await.is_ok();
+    tx.commit().await.unwrap();
+    added
+}
+
+#[tokio::test]
+async fn one_network_cannot_fill_the_approval_queue() {
+    let s = Scratch::open().await;
+    for n in 0..40 {
+        let from = format!("2001:db8::{n:x}");
+        let room = u64::from(n) < pending::PENDING_PER_SOURCE_MAX;
+        assert_eq!(asks(&s, &waiting(n, &from, None)).await, room, "{from}");
+    }
+    for n in 100..140 {
+        let room = u64::from(n - 100) < pending::PENDING_PER_SOURCE_MAX;
+        assert_eq!(asks(&s, &waiting(n, "192.0.2.1", None)).await, room, "{n}");
+    }
+    let mapped = waiting(200, "::ffff:192.0.2.1", None);
+    assert!(!asks(&s, &mapped).await, "the same in another spelling");
+    for (n, from) in [(300, "2001:db8:0:1::1"), (301, "192.0.2.2")] {
+        assert!(asks(&s, &waiting(n, from, None)).await, "{from}");
+    }
+    let token = waiting(400, "2001:db8::1", Some([1; 8]));
+    assert!(asks(&s, &token).await, "a token is no matter of networks");
+    s.store.close().await;
+}
+
+#[tokio::test]
+async fn strangers_from_everywhere_keep_nobody_out_of_the_approval_queue() {
+    let s = Scratch::open().await;
+    let all = u16::try_from(pending::PENDING_MAX).unwrap();
+    let proven = waiting(0, "198.51.100.1", Some([1; 8]));
+    assert!(asks(&s, &proven).await);
+    let mut tx = s.store.note().await.unwrap();
+    for n in 1..=all {
+        let p = waiting(n, &format!("2001:db8:0:{n:x}::1"), None);
+        pending::put(&mut tx, &p).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let honest = waiting(all + 1, "192.0.2.1", None);
+    let with_token = waiting(all + 2, "192.0.2.2", Some([2; 8]));
+    assert!(asks(&s, &honest).await && asks(&s, &with_token).await);
+    let kept = s.store.pending().await.unwrap();
+    let has = |p: &pending::PendingRecord| kept.iter().any(|k| k.key_hash == p.key_hash);
+    assert!(has(&proven) && has(&honest) && has(&with_token));
+    assert!(
+        !has(&waiting(1, "", None)),
+        "the oldest stranger makes room"
+    );
+    assert_eq!(kept.len(), usize::from(all) + 2);
+    s.store.close().await;
+}

@@ -6,6 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use hedgerow_identity::certificate::LeafFacts;
 use hedgerow_identity::csr;
 use hedgerow_identity::enroll::wire::{
     EnrollReply, EnrollRequest, FrameBuffer, Hello, REPLY_BYTES_MAX, frame,
@@ -15,10 +16,11 @@ use hedgerow_identity::enroll::{
 };
 use hedgerow_identity::key::SoftwareP256;
 use hedgerow_identity::trust::Trust;
+use hedgerow_model::address::Underlay;
 use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::program::Program;
 use hedgerow_model::resource::{Resource, ResourceHead, ResourceKind};
-use hedgerow_model::statement::{Names, RevocationList, States, Ticket, X25519Public};
+use hedgerow_model::statement::{KeyId, Names, RevocationList, States, Ticket, X25519Public};
 use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_sync::AgentSession;
 use hedgerow_sync::agent::{Holdings, Opening, Output};
@@ -233,6 +235,8 @@ pub(crate) struct Device {
     holdings: Holdings,
     generation: u64,
     ticket_epoch: u64,
+    endpoints: Vec<Underlay>,
+    is_silent: bool,
 }
 
 impl Device {
@@ -274,7 +278,33 @@ impl Device {
             resources,
             generation: 0,
             ticket_epoch: enrolled.ticket.epoch,
+            endpoints: Vec::new(),
+            is_silent: false,
         }
+    }
+
+    /// Says from now on that the mesh reaches it there.
+    pub(crate) fn claim(&mut self, endpoint: &str) {
+        self.endpoints = vec![endpoint.parse().map(Underlay).unwrap()];
+    }
+
+    /// Hands up nothing from now on, whatever is asked for.
+    pub(crate) fn fall_silent(&mut self) {
+        self.is_silent = true;
+    }
+
+    /// Returns what names its key in a revocation.
+    pub(crate) fn key_digest(&self) -> Digest {
+        self.facts().spki_digest()
+    }
+
+    /// Returns the id of its issuer's key.
+    pub(crate) fn issuer(&self) -> KeyId {
+        self.trust.issuers().next().unwrap().id()
+    }
+
+    fn facts(&self) -> LeafFacts {
+        LeafFacts::parse(&self.chain[0]).unwrap()
     }
 
     /// Claims that its agent started so often.
@@ -293,7 +323,7 @@ impl Device {
     }
 
     pub(crate) fn address(&self) -> Ipv6Addr {
-        let facts = hedgerow_identity::certificate::LeafFacts::parse(&self.chain[0]).unwrap();
+        let facts = self.facts();
         let v6 = facts.addresses().iter().find_map(|a| match a {
             std::net::IpAddr::V6(a) => Some(*a),
             std::net::IpAddr::V4(_) => None,
@@ -320,11 +350,22 @@ impl Device {
 
     /// Connects, or says why not.
     pub(crate) fn try_connect<'d>(&'d mut self, central: &Central) -> Result<Uplink<'d>, String> {
-        self.generation += 1;
+        let door = self.pass_door(central)?;
+        self.greet(door)
+    }
+
+    /// Shows its certificate and says nothing yet.
+    pub(crate) fn pass_door(&self, central: &Central) -> Result<Door, String> {
         let own = Some((self.chain.as_slice(), &self.key));
         let stream = open(central.port, hedgerow_sync::ALPN, own)?;
         let short = Duration::from_millis(20);
         stream.sock.set_read_timeout(Some(short)).unwrap();
+        Ok(Door(stream))
+    }
+
+    /// Greets where its certificate was shown.
+    pub(crate) fn greet(&mut self, Door(stream): Door) -> Result<Uplink<'_>, String> {
+        self.generation += 1;
         let verified = self.holdings.revision.map(|revision| Verified {
             revision,
             table_hash: Digest::default(),
@@ -339,7 +380,7 @@ impl Device {
             revocations: revocations.map_or_else(Revision::default, |l| l.version),
             manifest: self.trust.manifest().version,
             ticket_epoch: self.ticket_epoch,
-            endpoints: Vec::new(),
+            endpoints: self.endpoints.clone(),
             introduction_key: self.introduction,
         };
         let mut uplink = Uplink {
@@ -410,6 +451,9 @@ pub(crate) fn is_open(stream: &TcpStream) -> bool {
         }
     }
 }
+
+/// A connection whose certificate was shown.
+pub(crate) struct Door(Stream);
 
 /// One connection.
 pub(crate) struct Uplink<'d> {
@@ -495,6 +539,7 @@ impl Uplink<'_> {
                     .handle_verdict(update.revision, stage, holdings)
                     .unwrap();
             }
+            Output::HandUpWanted(_) if self.device.is_silent => {}
             Output::HandUpWanted(kind) => {
                 let found = self.device.resources.iter().find(|r| r.kind == kind);
                 let bytes = found.map(|r| r.bytes.clone()).unwrap();
@@ -574,8 +619,15 @@ impl Uplink<'_> {
         found.unwrap()
     }
 
-    pub(crate) fn until_closed(&mut self) {
+    /// Works until the connection ends, and says why it did.
+    pub(crate) fn until_closed(&mut self) -> String {
         self.wait("the end", |u| u.closed.is_some());
+        self.closed.clone().unwrap_or_default()
+    }
+
+    /// Hands up a statement that nobody asked for.
+    pub(crate) fn hand_up(&mut self, kind: ResourceKind, bytes: Vec<u8>) {
+        self.session.hand_up(HandUp { kind, bytes }).unwrap();
     }
 
     pub(crate) fn close(mut self) {

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod agent;
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod beginnings;
 #[cfg(test)]
 mod central;
