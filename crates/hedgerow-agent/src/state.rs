@@ -53,6 +53,9 @@ pub(crate) use spool::{Spool, Urgency};
 
 /// How long a WireGuard key is used before the next one; each interval is up to a tenth shorter.
 pub(crate) const KEY_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Least time between two keys that an operator orders. Only one older key is kept for peers that do not
+/// know the newest yet, so they must have learnt of it; and of two bindings of one second the later is refused.
+const ROTATE_EVERY_MIN: Duration = Duration::from_secs(30);
 
 /// How soon the disk is tried again when it did not take what is in force.
 const STORE_AGAIN: Duration = Duration::from_secs(10);
@@ -184,6 +187,7 @@ pub(crate) struct State {
     uplink: Uplink,
     held: Option<String>,
     bind_at: Mono,
+    bound_at: Mono,
     disk_failed: bool,
     /// The last write of what is in force failed, and that was said.
     store_failing: bool,
@@ -263,6 +267,7 @@ impl State {
             uplink: Uplink::Unknown,
             held: None,
             bind_at: Mono::ZERO,
+            bound_at: Mono::ZERO,
             disk_failed: false,
             store_failing: false,
             unstored: Unstored::default(),
@@ -292,11 +297,18 @@ impl State {
 
     /// Notes a new WireGuard key, with its binding signed by the identity key of the ticket in force.
     pub(crate) fn handle_bound(&mut self, own: OwnIdentity, now: Now, jitter: Duration) {
+        self.bound_at = now.mono;
         self.bind_at = now.mono + KEY_LIFE.saturating_sub(jitter);
         if let Err(error) = self.mesh.handle_own(own, self.world.view(now)) {
             tracing::error!(%error, "the mesh refuses our own identity");
         }
         self.drain_mesh(now);
+    }
+
+    /// Takes an operator's order to have a new key: at once, or as soon as the last one is old enough.
+    pub(crate) fn handle_rotation_wanted(&mut self, now: Now) {
+        let soonest = self.bound_at + ROTATE_EVERY_MIN;
+        self.bind_at = self.bind_at.min(soonest.max(now.mono));
     }
 
     /// Notes a record of a peer found on disk.

@@ -11,9 +11,9 @@ use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::{Mono, Now, Wall};
+use hedgerow_sync::AgentSession;
 use hedgerow_sync::agent::{self, Opening};
 use hedgerow_sync::message::{self, HandUp};
-use hedgerow_sync::{AgentSession, Backoff};
 use tokio::sync::oneshot;
 
 use super::entropy;
@@ -568,10 +568,10 @@ impl Daemon {
         match command {
             message::Command::Reconnect(millis) => {
                 let wait = Duration::from_millis(*millis);
-                self.connect_at = Backoff::new(entropy::seed()).handle_busy(wait, now.mono);
+                self.connect_at = self.backoff.handle_busy(wait, now.mono);
                 self.disconnect("the controller asks to connect again");
             }
-            message::Command::RotateKeys => self.bind(now),
+            message::Command::RotateKeys => self.state.handle_rotation_wanted(now),
         }
     }
 

@@ -10,6 +10,7 @@ mod entry;
 mod grace;
 mod killed;
 mod loaded;
+mod orders;
 mod plot;
 mod renewal;
 mod restore;

@@ -326,6 +326,9 @@ pub(super) struct Machine {
     identity: SoftwareP256,
     introduction: [u8; 32],
     seed: u8,
+    binds: u8,
+    /// The keys of peers that the tunnel was told, in order.
+    pub(super) tunnel_keys: Vec<X25519Public>,
 }
 
 impl Machine {
@@ -364,6 +367,8 @@ impl Machine {
             identity,
             introduction,
             seed,
+            binds: 0,
+            tunnel_keys: Vec::new(),
         }
     }
 
@@ -520,8 +525,9 @@ impl Machine {
 
     fn tunnel(&mut self, order: ToTunnel) -> String {
         match order {
-            ToTunnel::SetPeer { device, .. } => {
+            ToTunnel::SetPeer { device, key, .. } => {
                 self.tunnel_peers.push(device);
+                self.tunnel_keys.push(key);
                 "set peer".into()
             }
             ToTunnel::ForgetOldKey(_) => "forget old key".into(),
@@ -543,9 +549,12 @@ impl Machine {
     }
 
     fn bind(&mut self, now: Now) {
+        let mut key = [self.seed; 32];
+        key[0] ^= self.binds;
+        self.binds += 1;
         let body = Binding {
             id: self.body.id,
-            wireguard_key: X25519Public([self.seed; 32]),
+            wireguard_key: X25519Public(key),
             sequence: now.wall.secs(),
             not_after_secs: now.wall.secs() + 40 * 3600,
         };

@@ -26,6 +26,11 @@ fn meet(a: &mut Machine, b: &mut Machine) {
         };
         a.state.handle_resolved(id, Some(peer), now);
     }
+    carry(a, b, now);
+}
+
+/// Carries datagrams until all is quiet.
+fn carry(a: &mut Machine, b: &mut Machine, now: Now) {
     for _ in 0..10 {
         a.run(now);
         b.run(now);
@@ -169,4 +174,44 @@ fn a_label_that_comes_back_opens_what_it_had_opened_at_once() {
     a.log.clear();
     meet(&mut a, &mut b);
     assert_eq!(a.tunnel_peers, [b.id()], "{:?}", a.log);
+}
+
+fn binds_at(machine: &mut Machine, secs: u64) -> bool {
+    machine.state.handle_timeout(at(secs));
+    machine.run(at(secs)).contains(&"bind".to_owned())
+}
+
+#[test]
+fn a_key_that_an_operator_orders_is_made_at_once_and_the_peer_learns_it() {
+    let (_, mut a, mut b) = introduced(POLICY);
+    let before = b.tunnel_keys.clone();
+    assert!(!binds_at(&mut a, 99), "its time has not come");
+    a.state.handle_rotation_wanted(at(100));
+    assert_eq!(a.state.deadline(at(100)).0, at(100).mono);
+    assert!(binds_at(&mut a, 100));
+    for secs in 100..=111 {
+        a.state.handle_timeout(at(secs));
+        carry(&mut a, &mut b, at(secs));
+    }
+    let news = b.tunnel_keys.get(before.len()..).unwrap();
+    assert!(
+        !news.is_empty() && !before.contains(&news[0]),
+        "{:?}",
+        b.log
+    );
+    assert!(!binds_at(&mut a, 200), "one order makes one key");
+}
+
+/// Otherwise peers would only know a key that its tunnel has forgotten.
+#[test]
+fn orders_for_keys_in_quick_succession_make_one_now_and_one_when_peers_have_learnt_of_it() {
+    let (_, mut a, _) = introduced(POLICY);
+    a.state.handle_rotation_wanted(at(100));
+    assert!(binds_at(&mut a, 100));
+    for secs in 100..130 {
+        a.state.handle_rotation_wanted(at(secs));
+        assert!(!binds_at(&mut a, secs), "{secs}");
+    }
+    assert!(binds_at(&mut a, 130));
+    assert!(!binds_at(&mut a, 161), "the last order is fulfilled");
 }
