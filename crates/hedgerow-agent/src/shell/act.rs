@@ -216,7 +216,8 @@ impl Daemon {
 
     /// Makes a WireGuard key, gives it to the tunnel, and tells the mesh.
     fn bind(&mut self, now: Now) {
-        let (secret, own) = match self.identities.bind(self.state.ticket(), now) {
+        let dated = self.clock.dated(now.wall);
+        let (secret, own) = match self.identities.bind(self.state.ticket(), dated, now) {
             Ok(bound) => bound,
             Err(failure) => {
                 tracing::error!(%failure, "no new key");

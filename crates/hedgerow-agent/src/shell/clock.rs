@@ -67,6 +67,15 @@ impl Clock {
         news.then(|| self.floor())
     }
 
+    /// Returns the date of what is signed at `wall`: after all that was signed before, also in the same
+    /// second, unless somebody has set the clock back since.
+    pub(crate) fn dated(&self, wall: Wall) -> Wall {
+        match self.given.since(wall) <= BEHIND_TOLERATED {
+            true => wall.max(self.given),
+            false => wall,
+        }
+    }
+
     /// Notes that we signed something that is dated `sequence`: peers refuse what is not later.
     pub(crate) fn handle_given(&mut self, sequence: Wall) {
         self.given = self.given.max(sequence + SEQUENCE_STEP);
@@ -97,4 +106,26 @@ impl Clock {
 fn system() -> Wall {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Wall(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_signed_is_dated_later_each_time_unless_the_clock_was_far_ahead() {
+        let mut clock = Clock::start(None);
+        let wall = BUILT + Duration::from_millis(500);
+        assert_eq!(clock.dated(wall), wall);
+        let mut last = wall.secs();
+        clock.handle_given(Wall::from_secs(last));
+        for back in [0, 0, 20] {
+            let again = clock.dated(Wall(wall.0 - back * 1000)).secs();
+            assert_eq!(again, last + 1, "set back by {back} s");
+            last = again;
+            clock.handle_given(Wall::from_secs(last));
+        }
+        clock.handle_given(wall + 2 * BEHIND_TOLERATED);
+        assert_eq!(clock.dated(wall), wall);
+    }
 }

@@ -7,9 +7,9 @@ use hedgerow_identity::slots::{Disk, Found, Mend, Slot, decide};
 use hedgerow_identity::statement::{BINDING_LIFE_MAX, sign_binding, verify_binding};
 use hedgerow_linux::tunnel::PrivateKey;
 use hedgerow_mesh::{IntroductionSecret, OwnIdentity};
-use hedgerow_model::Now;
 use hedgerow_model::statement::{Binding, P256Public, Ticket, X25519Public};
 use hedgerow_model::wire;
+use hedgerow_model::{Now, Wall};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -226,7 +226,8 @@ impl Identities {
         store.remove_slot(Slot::Next)
     }
 
-    /// Makes a WireGuard key and binds it to `ticket`, by the identity key that the ticket names.
+    /// Makes a WireGuard key and binds it to `ticket`, by the identity key that the ticket names. Peers
+    /// take it for the newer of two when it is `dated` later.
     ///
     /// # Errors
     ///
@@ -234,6 +235,7 @@ impl Identities {
     pub(crate) fn bind(
         &self,
         ticket: &Verified<Ticket>,
+        dated: Wall,
         now: Now,
     ) -> Result<(PrivateKey, OwnIdentity), Failure> {
         let by_key = |i: &&Identity| i.keys.identity.public() == ticket.identity_key;
@@ -250,7 +252,7 @@ impl Identities {
         let introduced = self.all().find(by_introduction).ok_or_else(missing)?;
         let previous = self.all().find(|i| !by_introduction(i));
         let secret = PrivateKey::from_bytes(entropy::bytes());
-        let secs = now.wall.secs();
+        let secs = dated.secs();
         let body = Binding {
             id: ticket.id,
             wireguard_key: secret.public(),
