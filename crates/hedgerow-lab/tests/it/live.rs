@@ -3,6 +3,7 @@
 
 mod clocks;
 mod confirmed;
+mod denied;
 mod device;
 mod disks;
 mod ended;
@@ -11,6 +12,7 @@ mod grace;
 mod killed;
 mod loaded;
 mod orders;
+mod planned;
 mod plot;
 mod renewal;
 mod restore;

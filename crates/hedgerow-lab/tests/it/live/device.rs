@@ -74,6 +74,15 @@ impl<'p> Device<'p> {
         self.plot.run(&self.namespace, &strs(&argv, words), input)
     }
 
+    /// Enrolls with a token for a role, and starts the agent.
+    pub(crate) fn enroll(&self, site: &str, role: &str) -> Result<()> {
+        let (name, labels) = (&*self.name, format!("role={role}"));
+        let words = ["--site", site, "--name", name, "--labels", &labels];
+        let token = self.plot.token(&words)?;
+        self.agent_with(&["enroll"], Some(&token))?.done()?;
+        self.start()
+    }
+
     fn argv(&self) -> Result<Vec<String>> {
         let mut argv = timed(&program("hedgerow-agent")?, &self.clock.0, self.clock.1)?;
         let config = self.directory.join("agent.toml");

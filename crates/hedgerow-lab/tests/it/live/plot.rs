@@ -416,10 +416,7 @@ impl Plot {
         role: &str,
     ) -> Result<Device<'_>> {
         let device = self.device(name, site, host)?;
-        let labels = format!("role={role}");
-        let token = self.token(&["--site", site, "--name", name, "--labels", &labels])?;
-        device.agent_with(&["enroll"], Some(&token))?.done()?;
-        device.start()?;
+        device.enroll(site, role)?;
         Ok(device)
     }
 }
