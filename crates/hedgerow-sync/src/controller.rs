@@ -48,7 +48,7 @@ pub enum Output {
         revision: Revision,
         /// Hash over the table as read back.
         table_hash: Digest,
-        /// See [`Update::partial`].
+        /// See [`crate::message::Update::partial`].
         partial: bool,
     },
     /// The agent refused the update; what it had stays in force there.
