@@ -11,7 +11,7 @@
 )]
 
 mod draw;
-mod namespace;
+pub(crate) mod namespace;
 mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};

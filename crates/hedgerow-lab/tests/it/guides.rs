@@ -147,7 +147,7 @@ impl Plant {
         machine.ok(&self.commands.take(file, text))
     }
 
-    /// The same, with the document's placeholder filled in.
+    /// The same, with `value` for the word that the document leaves to its reader.
     fn with(&self, machine: &Machine, at: (&str, &str), word: &str, value: &str) -> String {
         machine.ok(&self.commands.take(at.0, at.1).replace(word, value))
     }
@@ -298,7 +298,8 @@ impl Plant {
         let status = on("hedgerow status --json");
         assert!(status.contains("issuer_not_after_secs"), "{status}");
         self.control.ok(&format!(
-            "mv /var/lib/hedgerow/control/root/root.pem . && umask 077 && echo {passphrase} > passphrase"
+            "umask 077 && echo {passphrase} > passphrase && here=$PWD \
+             && cd /var/lib/hedgerow/control && mv root/root.pem $here"
         ));
         let renew = (
             doc,
@@ -488,8 +489,8 @@ fn a_device_that_was_away_learns_of_a_new_issuing_key() {
         "sed -i 's/^controller_days = .*/controller_days = 365/' /var/lib/hedgerow/control/control.toml",
     );
     control.ok(
-        "hedgerow-control issuer renew --root-key /var/lib/hedgerow/control/root/root.pem \
-         --passphrase-file passphrase",
+        "(cd /var/lib/hedgerow/control && cat root/root.pem) > root.pem \
+         && hedgerow-control issuer renew --root-key root.pem --passphrase-file passphrase",
     );
     let _controller = control.background("hedgerow-control run");
     control.until("hedgerow status", "revision");

@@ -19,7 +19,7 @@ pub(super) const TUNNEL: &str = "hedgerow0";
     clippy::disallowed_methods,
     reason = "the lab drives programs we did not write"
 )]
-pub(super) fn tool(program: &str, package: &str) -> Command {
+pub(crate) fn tool(program: &str, package: &str) -> Command {
     let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         .iter()
         .any(|d| Path::new(d).join(program).exists());
@@ -27,7 +27,8 @@ pub(super) fn tool(program: &str, package: &str) -> Command {
     Command::new(program)
 }
 
-fn ip(args: &str) {
+/// Runs `ip` with these words; it has to succeed.
+pub(crate) fn ip(args: &str) {
     let output = tool("ip", "iproute2")
         .args(args.split_whitespace())
         .output()

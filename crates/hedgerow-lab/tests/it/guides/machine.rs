@@ -8,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::text;
+use crate::agreement::namespace::{ip, tool};
 
 const PREFIX: &str = "hgt-guide";
 /// Where the machines see the project.
-const PROJECT: &str = "/root/hedgerow";
+const PROJECT: &str = "/srv/hedgerow";
 const BOOT_WITHIN: Duration = Duration::from_secs(90);
 /// How long what a command says may take to become true.
 const SAYS_WITHIN: Duration = Duration::from_secs(30);
@@ -41,28 +42,6 @@ fn within<T>(limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<
         std::thread::sleep(Duration::from_millis(200));
     }
     None
-}
-
-/// Returns a command, or fails with the Debian package that has it.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the lab drives programs we did not write"
-)]
-fn tool(program: &str, package: &str) -> Command {
-    let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-        .iter()
-        .any(|d| Path::new(d).join(program).exists());
-    assert!(found, "{program} is missing: apt-get install {package}");
-    Command::new(program)
-}
-
-fn ip(args: &str) {
-    let output = tool("ip", "iproute2")
-        .args(args.split_whitespace())
-        .output()
-        .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {args}: {error}");
 }
 
 /// The wire that all machines of a test share.
@@ -138,13 +117,13 @@ mount -t tmpfs tmpfs "$FOLDER"
 mkdir "$FOLDER/up" "$FOLDER/work" "$FOLDER/root"
 mount -t overlay -o "lowerdir=/,upperdir=$FOLDER/up,workdir=$FOLDER/work" overlay "$FOLDER/root"
 root="$FOLDER/root"
-rm -rf "$root/etc/hedgerow" "$root/var/lib/hedgerow" "$root/root/.config/hedgerow"
+rm -rf "$root/etc/hedgerow" "$root/var/lib/hedgerow" "$root$HOME/.config/hedgerow"
 # Nothing that this host starts by itself, another firewall for instance.
 rm -rf "$root"/etc/systemd/system/*.wants
 rm -f "$root"/etc/systemd/system/hedgerow-* "$root"/usr/bin/hedgerow*
-mkdir -p "$root/root/hedgerow/target/release" "$root/srv/backup"
-cp -r "$SOURCE/packaging" "$SOURCE/examples" "$root/root/hedgerow/"
-cp "$PROGRAMS/hedgerow" "$PROGRAMS/hedgerow-agent" "$PROGRAMS/hedgerow-control" "$root/root/hedgerow/target/release/"
+mkdir -p "$root$PROJECT/target/release" "$root/srv/backup"
+cp -r "$SOURCE/packaging" "$SOURCE/examples" "$root$PROJECT/"
+cp "$PROGRAMS/hedgerow" "$PROGRAMS/hedgerow-agent" "$PROGRAMS/hedgerow-control" "$root$PROJECT/target/release/"
 printf '127.0.0.1 localhost\n%s control.plant.example\n' "$CONTROL" > "$root/etc/hosts"
 echo "$HOST" > "$root/etc/hostname"
 systemd-machine-id-setup --root="$root" >/dev/null 2>&1 || true
@@ -184,6 +163,7 @@ impl Machine {
             .env("HOST", name)
             .env("FOLDER", &folder)
             .env("SOURCE", text::root())
+            .env("PROJECT", PROJECT)
             .env("PROGRAMS", programs)
             .env("CONTROL", "10.77.0.1")
             .stdin(Stdio::null())
