@@ -147,7 +147,7 @@ fn rest(screen: Screen, order: &Order, what: &str) -> Result<()> {
     clock::pause(order.idle);
     let cpu = cpu_ms(order.agent)?.saturating_sub(before);
     let wire = loopback_bytes()?.saturating_sub(wire);
-    let (rss, peak) = resident_kib(order.agent)?;
+    let (rss, peak) = process::resident_kib(order.agent)?;
     let share = cpu as f64 / order.idle.as_secs_f64() / 10.0;
     let per_day = wire.saturating_mul(DAY) / order.idle.as_secs().max(1);
     screen.say(&format!(
@@ -172,16 +172,6 @@ fn cpu_ms(pid: u32) -> Result<u64> {
         total += word.parse::<u64>()?;
     }
     Ok(total / 1_000_000)
-}
-
-fn resident_kib(pid: u32) -> Result<(u64, u64)> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = |key: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(key));
-        let word = line.and_then(|l| l.split_whitespace().next());
-        word.and_then(|w| w.parse().ok()).unwrap_or_default()
-    };
-    Ok((kib("VmRSS:"), kib("VmHWM:")))
 }
 
 /// Bytes that the loopback interface carried, headers included: in a quiet namespace the agent's

@@ -12,7 +12,7 @@ use hedgerow_identity::enroll::Token;
 use hedgerow_model::id::Revision;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinSet;
 
 use self::device::{Device, News};
@@ -24,6 +24,8 @@ use crate::{clock, matrix, plant, process};
 
 /// Enrollments at the same time.
 const ENROLL_AT_ONCE: usize = 64;
+/// News of one agent that nobody has counted yet; beyond it the agents wait.
+const NEWS_PER_AGENT_MAX: usize = 8;
 /// How long a fleet may take for one thing.
 const PATIENCE: Duration = Duration::from_secs(900);
 const ROLES: [&str; 8] = [
@@ -160,7 +162,7 @@ async fn measure(
     report(screen, "enroll", agents, enrolled, before, after);
 
     devices.iter_mut().for_each(Device::forget);
-    let (sender, mut news) = unbounded_channel();
+    let (sender, mut news) = channel(agents.max(1) * NEWS_PER_AGENT_MAX);
     let before = controller.look()?;
     let start = clock::now();
     for device in devices {
@@ -242,7 +244,7 @@ async fn enroll(to: SocketAddr, agents: usize, tokens: &[String]) -> Result<Vec<
 
 /// Waits until every device has verified the same revision, newer than `beyond`.
 async fn all_verified(
-    news: &mut UnboundedReceiver<News>,
+    news: &mut Receiver<News>,
     agents: usize,
     beyond: Option<Revision>,
 ) -> Result<Revision> {
@@ -289,18 +291,13 @@ struct Look {
 impl Controller {
     fn look(self) -> Result<Look> {
         let pid = self.pid;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let kib = |key: &str| {
-            let line = status.lines().find_map(|l| l.strip_prefix(key));
-            let word = line.and_then(|l| l.split_whitespace().next());
-            word.and_then(|w| w.parse().ok()).unwrap_or_default()
-        };
+        let (rss_kib, peak_kib) = process::resident_kib(pid)?;
         Ok(Look {
             at: clock::now(),
             cpu_ms: cpu_ms(&pid.to_string())?,
             fleet_cpu_ms: cpu_ms("self")?,
-            rss_kib: kib("VmRSS:"),
-            peak_kib: kib("VmHWM:"),
+            rss_kib,
+            peak_kib,
         })
     }
 }

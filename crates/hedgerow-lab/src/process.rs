@@ -117,6 +117,21 @@ pub fn spawn(argv: &[&str], log: &Path) -> Result<Child> {
         .with_context(|| format!("cannot start {}", argv.join(" ")))
 }
 
+/// Returns a process's resident memory in KiB, now and at its peak.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn resident_kib(pid: u32) -> Result<(u64, u64)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = |key: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(key));
+        let word = line.and_then(|l| l.split_whitespace().next());
+        word.and_then(|w| w.parse().ok()).unwrap_or_default()
+    };
+    Ok((kib("VmRSS:"), kib("VmHWM:")))
+}
+
 /// Returns the kernel's start time of a process, in clock ticks since boot: with the pid it names
 /// one process for ever. Zombies have ended.
 pub fn start_time(pid: u32) -> Option<u64> {

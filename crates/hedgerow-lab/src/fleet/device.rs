@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Serve
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::Sender;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -208,13 +208,13 @@ impl Device {
     }
 
     /// Stays connected until dropped, as an agent does: with back-off, and doing as it is told.
-    pub(crate) async fn run(mut self, to: SocketAddr, zero: Instant, news: UnboundedSender<News>) {
+    pub(crate) async fn run(mut self, to: SocketAddr, zero: Instant, news: Sender<News>) {
         let mut backoff = Backoff::new(u64::from_ne_bytes(bytes()));
         loop {
             let now = mono(zero);
             let again = match self.session(to, zero, &news).await {
                 Ok(Some(wait)) => {
-                    news.send(News::Busy).unwrap_or_default();
+                    news.send(News::Busy).await.unwrap_or_default();
                     backoff.handle_busy(wait, now)
                 }
                 Ok(None) => {
@@ -223,7 +223,7 @@ impl Device {
                 }
                 Err(_lost) => backoff.handle_failure(now),
             };
-            if news.send(News::Lost).is_err() {
+            if news.send(News::Lost).await.is_err() {
                 return;
             }
             tokio::time::sleep(again.since(mono(zero))).await;
@@ -235,7 +235,7 @@ impl Device {
         &mut self,
         to: SocketAddr,
         zero: Instant,
-        news: &UnboundedSender<News>,
+        news: &Sender<News>,
     ) -> Result<Option<Duration>> {
         let mut stream = connect(Arc::clone(&self.config), self.from, to).await?;
         self.generation += 1;
@@ -259,13 +259,15 @@ impl Device {
             }
             while let Some(output) = session.poll() {
                 match output {
-                    Output::Welcomed(_) => news.send(News::Welcomed).unwrap_or_default(),
+                    Output::Welcomed(_) => news.send(News::Welcomed).await.unwrap_or_default(),
                     Output::Apply(update) => {
                         let partial = update.partial;
                         let revision = update.revision;
                         self.apply(&mut session, update)?;
                         if !partial {
-                            news.send(News::Verified(revision)).unwrap_or_default();
+                            news.send(News::Verified(revision))
+                                .await
+                                .unwrap_or_default();
                         }
                     }
                     Output::Busy(wait) => return Ok(Some(wait)),
