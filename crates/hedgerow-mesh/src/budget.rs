@@ -48,20 +48,20 @@ const THOUSAND: u64 = 1000;
 
 /// A token bucket, counted in thousandths of a token.
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
+pub(crate) struct Bucket {
     thousandths: u64,
     filled_at: Mono,
 }
 
 impl Bucket {
-    fn full(rate: Rate, now: Mono) -> Self {
+    pub(crate) fn full(rate: Rate, now: Mono) -> Self {
         Self {
             thousandths: u64::from(rate.burst) * THOUSAND,
             filled_at: now,
         }
     }
 
-    fn take(&mut self, rate: Rate, now: Mono) -> bool {
+    pub(crate) fn take(&mut self, rate: Rate, now: Mono) -> bool {
         let passed = now.since(self.filled_at).min(Duration::from_secs(3600));
         let millis = u64::try_from(passed.as_millis()).unwrap_or(0);
         let most = u64::from(rate.burst) * THOUSAND;

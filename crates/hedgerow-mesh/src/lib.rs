@@ -30,13 +30,17 @@
 #![forbid(unsafe_code)]
 
 pub mod budget;
+mod cbor;
 pub mod introduction;
+pub mod lookup;
 mod memory;
 mod mesh;
 mod noise;
 mod output;
+pub mod path;
 mod peer;
 mod random;
+pub mod relay;
 mod timers;
 
 pub use introduction::IntroductionSecret;

@@ -31,6 +31,10 @@ impl<K: Copy + Ord> Timers<K> {
         }
     }
 
+    pub(crate) fn is_set(&self, key: K) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
     pub(crate) fn first(&self) -> Option<(Mono, K)> {
         self.by_time.first().copied()
     }

@@ -1,0 +1,205 @@
+//! One way to a peer: what its probes have shown.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use hedgerow_model::Mono;
+use hedgerow_model::address::Underlay;
+use hedgerow_model::path::Path;
+
+use super::mtu::Search;
+
+/// Most probes of one route that await their replies; the oldest then counts as lost.
+pub(super) const OUTSTANDING_MAX: usize = 8;
+/// How long a first probe may take: beyond, it counts as lost.
+pub(super) const FIRST_TIMEOUT: Duration = Duration::from_millis(700);
+/// The shortest time after which a probe counts as lost.
+pub const TIMEOUT_MIN: Duration = Duration::from_millis(120);
+/// The longest.
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(1);
+/// Pauses between the probes of a route that never answered: both ends begin at about the same time, and
+/// what one sends opens its own NAT for the other.
+pub const PUNCH_PAUSES: [Duration; 6] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(150),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_millis(1000),
+];
+/// The first pause of a route that does not answer; each next is twice as long.
+pub const REST_MIN: Duration = Duration::from_secs(1);
+/// The longest.
+pub const REST_MAX: Duration = Duration::from_secs(300);
+
+/// Loss below this many per mille costs nothing: it happens.
+const LOSS_FREE_PERMILLE: u32 = 150;
+/// What a relay costs beside a direct path with the same round trip, once.
+const RELAY_COST: Duration = Duration::from_millis(20);
+
+/// What is known of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Being tried; so many probes were sent.
+    Fresh(usize),
+    /// It answered, and nothing says that it stopped.
+    Alive,
+    /// It does not answer; tried again after a pause that grows.
+    Resting(Duration),
+}
+
+/// A probe under way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) number: u32,
+    pub(crate) token: u64,
+    pub(crate) at: Mono,
+    pub(crate) lost_at: Mono,
+    /// 0 for one that does not measure the path's MTU.
+    pub(crate) size: u16,
+}
+
+/// One way to a peer.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) path: Path,
+    pub(crate) standing: Standing,
+    pub(crate) probe_at: Mono,
+    pub(crate) outstanding: VecDeque<Sent>,
+    /// Smoothed round trip (RFC 6298); none before the first reply.
+    pub(crate) round_trip: Option<Duration>,
+    variance: Duration,
+    pub(crate) loss_permille: u32,
+    /// Probes lost in a row.
+    pub(crate) misses: u32,
+    /// When the probe was sent whose reply came last.
+    pub(crate) proven_at: Option<Mono>,
+    /// Where the peer sees us on this route.
+    pub(crate) seen: Option<Underlay>,
+    pub(crate) mtu: Search,
+}
+
+impl Route {
+    pub(crate) fn new(path: Path, now: Mono) -> Self {
+        Self {
+            path,
+            standing: Standing::Fresh(0),
+            probe_at: now,
+            outstanding: VecDeque::new(),
+            round_trip: None,
+            variance: Duration::ZERO,
+            loss_permille: 0,
+            misses: 0,
+            proven_at: None,
+            seen: None,
+            mtu: Search::default(),
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.standing == Standing::Alive
+    }
+
+    /// How long a probe may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        match self.round_trip {
+            None => FIRST_TIMEOUT,
+            Some(rtt) => {
+                let margin = (self.variance * 4).max(Duration::from_millis(50));
+                (rtt + margin).clamp(TIMEOUT_MIN, TIMEOUT_MAX)
+            }
+        }
+    }
+
+    /// What the route costs; less is better. A direct path wins over a comparable relayed one.
+    pub(crate) fn cost(&self) -> Duration {
+        let rtt = self.round_trip.unwrap_or(FIRST_TIMEOUT);
+        let loss = self.loss_permille.saturating_sub(LOSS_FREE_PERMILLE);
+        let relay = if self.path.is_direct() {
+            Duration::ZERO
+        } else {
+            rtt / 2 + RELAY_COST
+        };
+        rtt + Duration::from_millis(loss.into()) + relay
+    }
+
+    /// Notes a probe that is sent now. Returns when it counts as lost.
+    pub(crate) fn sent(&mut self, number: u32, token: u64, size: u16, now: Mono) {
+        if self.outstanding.len() >= OUTSTANDING_MAX
+            && let Some(oldest) = self.outstanding.pop_front()
+        {
+            self.lost(&oldest);
+        }
+        let lost_at = now + self.timeout();
+        self.outstanding.push_back(Sent {
+            number,
+            token,
+            at: now,
+            lost_at,
+            size,
+        });
+    }
+
+    /// Takes a reply; returns the probe it answers.
+    pub(crate) fn answered(&mut self, number: u32, token: u64, now: Mono) -> Option<Sent> {
+        let place = self
+            .outstanding
+            .iter()
+            .position(|s| s.number == number && s.token == token)?;
+        let sent = self.outstanding.remove(place)?;
+        self.measured(now.since(sent.at));
+        self.misses = 0;
+        self.loss_permille -= self.loss_permille / 8;
+        self.proven_at = self.proven_at.max(Some(sent.at));
+        Some(sent)
+    }
+
+    /// Takes the probes that are overdue; returns those that measured the MTU.
+    pub(crate) fn overdue(&mut self, now: Mono) -> Vec<Sent> {
+        let mut sized = Vec::new();
+        while let Some(first) = self.outstanding.iter().position(|s| s.lost_at <= now) {
+            let Some(sent) = self.outstanding.remove(first) else {
+                break;
+            };
+            self.lost(&sent);
+            if sent.size > 0 {
+                sized.push(sent);
+            }
+        }
+        sized
+    }
+
+    /// A probe that measures the MTU is lost for its size: that says nothing about the path.
+    fn lost(&mut self, sent: &Sent) {
+        if sent.size == 0 {
+            self.misses += 1;
+            let eighth = (1000 - self.loss_permille.min(1000)) / 8;
+            self.loss_permille += eighth;
+        }
+    }
+
+    /// Lets the route rest; the next pause is twice as long.
+    pub(crate) fn rest(&mut self, jitter: impl FnOnce(Duration) -> Duration, now: Mono) {
+        let pause = match self.standing {
+            Standing::Resting(pause) => (pause * 2).min(REST_MAX),
+            Standing::Fresh(_) => REST_MIN * 4,
+            Standing::Alive => REST_MIN,
+        };
+        self.standing = Standing::Resting(pause);
+        self.outstanding.clear();
+        self.probe_at = now + jitter(pause);
+    }
+
+    fn measured(&mut self, sample: Duration) {
+        match self.round_trip {
+            None => {
+                self.round_trip = Some(sample);
+                self.variance = sample / 2;
+            }
+            Some(smooth) => {
+                self.variance = (self.variance * 3 + smooth.abs_diff(sample)) / 4;
+                self.round_trip = Some((smooth * 7 + sample) / 8);
+            }
+        }
+    }
+}
