@@ -14,7 +14,9 @@ use hedgerow_identity::key::SoftwareP256;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::statement::{sign_binding, verify_binding};
 use hedgerow_linux::tunnel::core::{Core, CoreConfig, Output as Wire};
-use hedgerow_linux::tunnel::{Command, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Slot};
+use hedgerow_linux::tunnel::{
+    Command, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot,
+};
 use hedgerow_mesh::{Admission, IntroductionSecret, Mesh, Output, OwnIdentity, Resolved, View};
 use hedgerow_model::address::{Overlay, Underlay};
 use hedgerow_model::statement::Binding;
@@ -264,7 +266,7 @@ impl Peer {
                 Output::Admit { device, .. } => {
                     self.mesh.handle_admitted(device, Admission::Granted, view);
                 }
-                Output::Send { to, bytes } => drop(self.socket.send_to(&bytes, to.0)?),
+                Output::Send { to, bytes } => drop(self.socket.send_to(&bytes, to.to.0)?),
                 Output::SetPeer {
                     device,
                     wireguard_key,
@@ -276,8 +278,10 @@ impl Peer {
                         slot: Slot::Current,
                         public_key: wireguard_key,
                         addresses,
-                        endpoint: Some(Underlay(MESH)),
+                        endpoint: Some(Underlay(MESH).into()),
                         psk: None,
+                        secrecy: Secrecy::Classical,
+                        roaming: Roaming::Report,
                         keepalive: None,
                     };
                     self.core.handle_command(Command::SetPeer(peer), view.now);
@@ -286,6 +290,13 @@ impl Peer {
                 }
                 Output::Reject { reason, .. } => anyhow::bail!("no way to the agent: {reason}"),
                 Output::ForgetOldKey { .. }
+                | Output::SendMessage { .. }
+                | Output::MovePeer { .. }
+                | Output::SetPathMtu { .. }
+                | Output::SetPsk { .. }
+                | Output::Rekey { .. }
+                | Output::SetRelay { .. }
+                | Output::ForgetRelay { .. }
                 | Output::Release { .. }
                 | Output::RemovePeer { .. }
                 | Output::Refused { .. }
@@ -295,7 +306,7 @@ impl Peer {
         }
         while let Some(output) = self.core.poll() {
             match output {
-                Wire::Send { to, bytes } => drop(self.socket.send_to(&bytes, to.0)?),
+                Wire::Send { to, bytes, .. } => drop(self.socket.send_to(&bytes, to.0)?),
                 Wire::Report(Report::Established { .. }) => self.live = true,
                 Wire::Deliver(_) | Wire::Report(_) => {}
             }
@@ -308,7 +319,8 @@ impl Peer {
         while let Ok((n, from)) = self.socket.recv_from(&mut datagram) {
             let bytes = datagram.get_mut(..n).unwrap_or_default();
             if bytes.first().is_some_and(|b| *b >= 0x80) {
-                self.mesh.handle_datagram(Underlay(from), bytes, view);
+                self.mesh
+                    .handle_datagram(Underlay(from).into(), bytes, view);
             } else {
                 self.core.handle_datagram(Underlay(from), bytes, view.now);
             }

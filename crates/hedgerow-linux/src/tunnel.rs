@@ -30,8 +30,9 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::address::{Overlay, OverlayAddresses};
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::{Path, RelaySession};
 use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Fault, Wall};
@@ -49,7 +50,9 @@ mod mac;
 pub mod message;
 mod noise;
 mod outbox;
+mod paths;
 mod peers;
+pub mod relay;
 pub mod replay;
 mod run;
 mod session;
@@ -67,6 +70,10 @@ pub use stats::Stats;
 pub const COMMANDS_MAX: usize = 4096;
 /// Bytes of one inner packet when the configuration does not say otherwise.
 pub const MTU_DEFAULT: u16 = 1420;
+/// Bytes of one inner packet that every path must carry.
+pub const MTU_MIN: u16 = 1280;
+/// Time between two reports that a peer is heard from elsewhere.
+pub const HEARD_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes of one inner packet that can be configured.
 pub const MTU_MAX: u16 = 9000;
 /// First byte of a mesh datagram, or a greater one: not WireGuard's, handed up unread.
@@ -150,13 +157,39 @@ pub struct PeerConfig {
     pub public_key: X25519Public,
     /// Its overlay addresses; they replace the ones set before.
     pub addresses: OverlayAddresses,
-    /// Where to send. Used while no session under `public_key` lives; afterwards only the
-    /// peer's own authenticated packets or [`Command::MovePeer`] change it.
-    pub endpoint: Option<Underlay>,
-    /// Mixed into the handshake under this key; `None` is 32 zeros.
+    /// Where to send. Used while no session under `public_key` lives; afterwards only
+    /// [`Command::MovePeer`] changes it, and the peer's own authenticated packets as `roaming` says.
+    pub endpoint: Option<Path>,
+    /// Mixed into handshakes from now on, as by [`Command::SetPsk`]; `None` leaves what is set.
     pub psk: Option<PresharedKey>,
+    /// What may pass without a pre-shared key.
+    pub secrecy: Secrecy,
+    /// What an authenticated packet from another place does.
+    pub roaming: Roaming,
     /// Interval at which an idle session is kept open through a NAT; `None` sends nothing when idle.
     pub keepalive: Option<Duration>,
+}
+
+/// What may pass a session that was agreed without a pre-shared key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Secrecy {
+    /// Everything.
+    #[default]
+    Classical,
+    /// Only messages between the agents; packets wait for a session under a pre-shared key, and the
+    /// peer's are dropped.
+    PostQuantum,
+}
+
+/// What a packet of a peer does that is authentic and comes from another place than the peer's endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Roaming {
+    /// It moves the endpoint, as WireGuard has it.
+    #[default]
+    Follow,
+    /// It is reported ([`Report::Heard`]); the endpoint moves only by [`Command::MovePeer`], or while no
+    /// session lives by a handshake.
+    Report,
 }
 
 /// What the tunnel is told.
@@ -183,7 +216,53 @@ pub enum Command {
         /// Which device.
         device: DeviceId,
         /// Where to.
-        endpoint: Underlay,
+        path: Path,
+    },
+    /// Mixes a pre-shared key into the handshakes under the peer's current key. The one before stays as the
+    /// second slot, for a peer that does not have the new one yet; `None` forgets both.
+    SetPsk {
+        /// Which device.
+        device: DeviceId,
+        /// The key.
+        psk: Option<PresharedKey>,
+    },
+    /// Begins a handshake although a session lives.
+    Rekey {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// Bounds the inner packets sent to a peer; longer ones are answered with "packet too big".
+    SetPathMtu {
+        /// Which device.
+        device: DeviceId,
+        /// Bytes, at least [`MTU_MIN`]; `None` is the tunnel's own.
+        mtu: Option<u16>,
+    },
+    /// Sends a message to the agent of a peer, inside the tunnel. Dropped and counted when no session
+    /// lives.
+    SendMessage {
+        /// Which device.
+        device: DeviceId,
+        /// By which path; `None` is the peer's endpoint. The endpoint stays.
+        via: Option<Path>,
+        /// The message (`hedgerow_model::message`), zeros after it included.
+        bytes: Vec<u8>,
+        /// Whether the network may cut it.
+        cut: Cut,
+    },
+    /// Passes on the frames of a session that one side of it sends, as a relay.
+    SetRelay {
+        /// The session, as the side knows it that sends.
+        session: RelaySession,
+        /// That side; its frames are taken only from where this peer is.
+        from: DeviceId,
+        /// Where they go, under which number.
+        to: (DeviceId, RelaySession),
+    },
+    /// Passes a session's frames on no more.
+    ForgetRelay {
+        /// The session.
+        session: RelaySession,
     },
     /// Forgets a peer, its sessions and its waiting packets at once.
     RemovePeer {
@@ -198,7 +277,7 @@ pub enum Command {
     /// Sends a mesh datagram (first byte [`MESH_DATAGRAM_FIRST`] or greater).
     SendDatagram {
         /// Where to.
-        to: Underlay,
+        to: Path,
         /// What.
         bytes: Vec<u8>,
     },
@@ -227,6 +306,16 @@ pub enum Command {
     Shutdown,
 }
 
+/// Whether the network may cut a datagram into fragments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cut {
+    /// It may.
+    #[default]
+    Allowed,
+    /// It may not: the datagram arrives whole or not at all, which measures a path.
+    Refused,
+}
+
 /// What our own programs are told of a packet that does not go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
@@ -242,8 +331,17 @@ pub enum Report {
     /// A mesh datagram came in. Nothing about it is proven.
     Datagram {
         /// From where.
-        from: Underlay,
+        from: Path,
         /// What.
+        bytes: Vec<u8>,
+    },
+    /// A message of a peer's agent, authentic.
+    Message {
+        /// Which device.
+        device: DeviceId,
+        /// By which path it came.
+        from: Path,
+        /// The message, padding included (`hedgerow_model::message`).
         bytes: Vec<u8>,
     },
     /// A packet waits for a destination no peer holds. Said once until the destination is released,
@@ -257,14 +355,24 @@ pub enum Report {
         /// Which device.
         device: DeviceId,
         /// Where it is.
-        endpoint: Underlay,
+        endpoint: Path,
+        /// Whether a pre-shared key was mixed in.
+        psk: bool,
     },
-    /// A peer's authenticated packet came from somewhere else than before.
+    /// A peer's authenticated packet came from somewhere else than before, and its endpoint moved there.
     Roamed {
         /// Which device.
         device: DeviceId,
         /// Where it is now.
-        endpoint: Underlay,
+        endpoint: Path,
+    },
+    /// A peer's authenticated packet came by another path than the one we send by. Said at most once per
+    /// [`HEARD_INTERVAL`] and peer, and only of peers with [`Roaming::Report`].
+    Heard {
+        /// Which device.
+        device: DeviceId,
+        /// By which path.
+        from: Path,
     },
     /// No session with the peer is left; the next packet begins a handshake.
     Idle {
@@ -290,7 +398,7 @@ pub enum Report {
         /// The key.
         public_key: X25519Public,
         /// From where.
-        from: Underlay,
+        from: Path,
     },
     /// A [`Command::SetPeer`] was refused; the peers are as before.
     PeerRefused {
@@ -329,7 +437,9 @@ pub struct PeerStatus {
     /// Which device.
     pub device: DeviceId,
     /// Where it is.
-    pub endpoint: Option<Underlay>,
+    pub endpoint: Option<Path>,
+    /// Whether the session in use was agreed under a pre-shared key.
+    pub psk: bool,
     /// How long ago the session in use was agreed; `None` without a session.
     pub session_age: Option<Duration>,
     /// How long ago it last sent anything authentic.
@@ -350,8 +460,8 @@ pub struct PeerStatus {
 /// move |report| sender.try_send(report).map_err(|e| e.into_inner())
 /// ```
 ///
-/// A report given back is treated by its kind: [`Report::Datagram`], [`Report::Spoofed`] and
-/// [`Report::HandshakeFromUnknown`] are dropped and counted; [`Report::Wanted`] is dropped, and
+/// A report given back is treated by its kind: [`Report::Datagram`], [`Report::Message`],
+/// [`Report::Heard`], [`Report::Spoofed`] and [`Report::HandshakeFromUnknown`] are dropped and counted; [`Report::Wanted`] is dropped, and
 /// said again by the next packet for that destination; all others are kept, up to
 /// [`REPORTS_KEPT_MAX`], and offered again in order every 20 ms.
 pub trait Reports: Send + 'static {

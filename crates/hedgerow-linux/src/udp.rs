@@ -131,6 +131,24 @@ impl Udp {
         }
     }
 
+    /// Sends one datagram that the network may not cut: it arrives whole or not at all.
+    pub fn send_whole(&self, to: Underlay, bytes: &[u8]) -> Sent {
+        let probe = |how: (Ipv6PathMtuDiscovery, Ipv4PathMtuDiscovery)| {
+            if self.dual {
+                sockopt::set_ipv6_mtu_discover(&self.socket, how.0)?;
+            }
+            sockopt::set_ip_mtu_discover(&self.socket, how.1)
+        };
+        if probe((Ipv6PathMtuDiscovery::PROBE, Ipv4PathMtuDiscovery::PROBE)).is_err() {
+            return Sent::Refused;
+        }
+        let sent = self.send(to, bytes, bytes.len());
+        match probe((Ipv6PathMtuDiscovery::DONT, Ipv4PathMtuDiscovery::DONT)) {
+            Ok(()) => sent,
+            Err(_) => Sent::Refused,
+        }
+    }
+
     /// Fills buffers with trains of datagrams; the metadata gives each train's source, length and
     /// stride. Returns how many were filled, 0 when nothing waits.
     ///

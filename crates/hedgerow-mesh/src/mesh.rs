@@ -6,10 +6,12 @@ use std::time::Duration;
 use hedgerow_identity::Verified;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
-use hedgerow_model::address::{Overlay, Underlay};
+use hedgerow_model::address::Overlay;
+use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::statement::{Binding, PeerQuery, Ticket, X25519Public};
-use hedgerow_model::{Fault, Mono, Now};
+use hedgerow_model::{Fault, Mono, Now, message};
 
 use crate::budget::Budgets;
 use crate::introduction::{INTRODUCE, INTRODUCED, IntroductionSecret};
@@ -128,7 +130,7 @@ pub enum Admission {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Session {
     /// A handshake is complete, or an authenticated packet came from here: where the peer is.
-    Established(Underlay),
+    Established(Path),
     /// No session is left.
     Idle,
     /// Handshakes stayed without an answer.
@@ -298,7 +300,7 @@ impl Mesh {
     }
 
     /// Takes a datagram that the tunnel handed up: any bytes from anyone.
-    pub fn handle_datagram(&mut self, source: Underlay, bytes: &[u8], view: View<'_>) {
+    pub fn handle_datagram(&mut self, source: Path, bytes: &[u8], view: View<'_>) {
         let outcome = match bytes.first() {
             Some(&INTRODUCE) => self.introduce(source, bytes, view),
             Some(&INTRODUCED) => self.introduced(source, bytes, view),
@@ -306,6 +308,13 @@ impl Mesh {
         };
         if let Err((reason, device)) = outcome {
             self.refuse(reason, Some(source), device, view.now.mono);
+        }
+    }
+
+    /// Takes a message of a peer's agent that came through the tunnel: authentic, and otherwise any bytes.
+    pub fn handle_message(&mut self, device: DeviceId, from: Path, bytes: &[u8], view: View<'_>) {
+        if message::decode(bytes).is_none() || self.peers.get(device).is_none() {
+            self.refuse(Refusal::Malformed, Some(from), Some(device), view.now.mono);
         }
     }
 
@@ -422,7 +431,7 @@ impl Mesh {
     fn refuse(
         &mut self,
         reason: Refusal,
-        source: Option<Underlay>,
+        source: Option<Path>,
         device: Option<DeviceId>,
         now: Mono,
     ) {

@@ -5,9 +5,11 @@ use std::fmt;
 use hedgerow_identity::Verified;
 use hedgerow_identity::error::{RefusedBinding, RefusedTicket};
 use hedgerow_model::Fault;
-use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::address::{Overlay, OverlayAddresses};
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::{Path, RelaySession};
 use hedgerow_model::statement::{PeerQuery, Ticket, X25519Public};
+use zeroize::Zeroizing;
 
 use crate::memory::Memory;
 
@@ -23,8 +25,8 @@ pub enum Output {
     /// Send a datagram from the tunnel's port.
     Send {
         /// Where to.
-        to: Underlay,
-        /// What; the first byte is 0x80 or greater.
+        to: Path,
+        /// What; the first byte is 0x80 or greater, and no relay's frame.
         bytes: Vec<u8>,
     },
     /// Ask the policy about this device; answer with [`crate::Mesh::handle_admitted`]. When it is
@@ -46,7 +48,58 @@ pub enum Output {
         /// Its overlay addresses.
         addresses: OverlayAddresses,
         /// Where it can be tried; absent for a peer that will come to us or is already reached.
-        endpoint: Option<Underlay>,
+        endpoint: Option<Path>,
+    },
+    /// Send a message to a peer's agent inside the tunnel.
+    SendMessage {
+        /// Which device.
+        device: DeviceId,
+        /// By which path; absent is the one in use, which stays.
+        via: Option<Path>,
+        /// The message (`hedgerow_model::message`), zeros after it included.
+        bytes: Vec<u8>,
+        /// Whether it measures how long a datagram the path carries, and must not be cut.
+        measures_mtu: bool,
+    },
+    /// Send to a peer by this path from now on.
+    MovePeer {
+        /// Which device.
+        device: DeviceId,
+        /// Where to.
+        path: Path,
+    },
+    /// Bound the packets sent to a peer; absent is the tunnel's own bound.
+    SetPathMtu {
+        /// Which device.
+        device: DeviceId,
+        /// Bytes of an inner packet.
+        mtu: Option<u16>,
+    },
+    /// Mix this key into the peer's handshakes from now on; the one before stays as the second slot.
+    SetPsk {
+        /// Which device.
+        device: DeviceId,
+        /// The key.
+        psk: Psk,
+    },
+    /// Begin a handshake with a peer although a session lives.
+    Rekey {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// Pass on the frames of a session that one side sends.
+    SetRelay {
+        /// The session, as the side knows it that sends.
+        session: RelaySession,
+        /// That side.
+        from: DeviceId,
+        /// Where they go, under which number.
+        to: (DeviceId, RelaySession),
+    },
+    /// Pass a session's frames on no more.
+    ForgetRelay {
+        /// The session.
+        session: RelaySession,
     },
     /// The overlap of two keys is over.
     ForgetOldKey {
@@ -79,7 +132,7 @@ pub enum Output {
         /// Why.
         reason: Refusal,
         /// Where the message came from; proves nothing.
-        source: Option<Underlay>,
+        source: Option<Path>,
         /// Which device, where that was proven.
         device: Option<DeviceId>,
         /// How many of the same reason went unreported since the last.
@@ -90,6 +143,38 @@ pub enum Output {
     /// Delete the device's record from the disk cache.
     Forget(DeviceId),
 }
+
+/// A pre-shared key that two agents agreed on; wiped from memory when dropped.
+#[derive(Clone)]
+pub struct Psk(Zeroizing<[u8; 32]>);
+
+impl Psk {
+    /// Takes the agreed bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Lends the bytes.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Psk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Psk(secret)")
+    }
+}
+
+impl PartialEq for Psk {
+    /// Compares in constant time.
+    fn eq(&self, other: &Self) -> bool {
+        let pairs = self.0.iter().zip(other.0.iter());
+        pairs.fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+    }
+}
+
+impl Eq for Psk {}
 
 macro_rules! reasons {
     ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident $text:literal,)* }) => {
@@ -165,7 +250,7 @@ reasons! {
 reasons! {
     /// Why a message or an answer was refused. The sender of a message gets silence.
     Refusal {
-        /// Not a message of ours: length, version or kind.
+        /// Not a message of ours: length, version, kind or content.
         Malformed "malformed",
         /// We have no ticket and binding of our own yet.
         NotReady "not_ready",

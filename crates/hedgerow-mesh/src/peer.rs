@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use hedgerow_identity::Verified;
 use hedgerow_model::Mono;
-use hedgerow_model::address::{Overlay, Underlay};
+use hedgerow_model::address::Overlay;
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{Binding, Ticket, X25519Public};
 
@@ -36,7 +37,7 @@ pub(crate) struct Peer {
     pub(crate) old_key: Option<(X25519Public, Mono)>,
     /// Since when no session lives; absent while one does.
     pub(crate) idle_since: Option<Mono>,
-    pub(crate) endpoint: Option<Underlay>,
+    pub(crate) endpoint: Option<Path>,
     pub(crate) shown: Shown,
     /// When to introduce ourselves again.
     pub(crate) introduce_at: Option<Mono>,

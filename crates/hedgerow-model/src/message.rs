@@ -113,10 +113,7 @@ mod tests {
         assert_eq!(decode(&bytes), Some((MessageKind::Items, &b"abc"[..])));
         assert_eq!(decode(&bytes[..5]), None, "cut short");
         assert_eq!(decode(&[15, 0, 0]), None, "unknown kind");
-        assert_eq!(
-            encode(MessageKind::Path, &[0; MESSAGE_BYTES_MAX + 1]),
-            None
-        );
+        assert_eq!(encode(MessageKind::Path, &[0; MESSAGE_BYTES_MAX + 1]), None);
     }
 
     proptest! {

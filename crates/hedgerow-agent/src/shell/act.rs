@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use hedgerow_identity::certificate::{Purpose, check_leaf};
 use hedgerow_identity::rotation::Uplink;
-use hedgerow_linux::tunnel::{Command, PeerConfig, PrivateKey, Report, Slot, Tunnel, TunnelConfig};
+use hedgerow_linux::tunnel::{
+    Command, PeerConfig, PresharedKey, PrivateKey, Report, Roaming, Secrecy, Slot, Tunnel,
+    TunnelConfig,
+};
 use hedgerow_linux::{conntrack, hosts, process};
 use hedgerow_mesh::OwnIdentity;
 use hedgerow_model::address::Underlay;
@@ -138,6 +141,13 @@ impl Daemon {
             | ToTunnel::ForgetOldKey(_)
             | ToTunnel::RemovePeer(_)
             | ToTunnel::Send(..)
+            | ToTunnel::Message { .. }
+            | ToTunnel::MovePeer(..)
+            | ToTunnel::SetPathMtu(..)
+            | ToTunnel::SetPsk(..)
+            | ToTunnel::Rekey(_)
+            | ToTunnel::SetRelay { .. }
+            | ToTunnel::ForgetRelay(_)
             | ToTunnel::Release(..)
             | ToTunnel::Reject(..) => None,
         };
@@ -678,8 +688,30 @@ fn command_for(order: ToTunnel) -> Command {
             addresses,
             endpoint,
             psk: None,
+            secrecy: Secrecy::Classical,
+            roaming: Roaming::Follow,
             keepalive: None,
         }),
+        ToTunnel::Message {
+            device,
+            via,
+            bytes,
+            cut,
+        } => Command::SendMessage {
+            device,
+            via,
+            bytes,
+            cut,
+        },
+        ToTunnel::MovePeer(device, path) => Command::MovePeer { device, path },
+        ToTunnel::SetPathMtu(device, mtu) => Command::SetPathMtu { device, mtu },
+        ToTunnel::SetPsk(device, psk) => Command::SetPsk {
+            device,
+            psk: Some(PresharedKey::from_bytes(*psk.expose())),
+        },
+        ToTunnel::Rekey(device) => Command::Rekey { device },
+        ToTunnel::SetRelay { session, from, to } => Command::SetRelay { session, from, to },
+        ToTunnel::ForgetRelay(session) => Command::ForgetRelay { session },
         ToTunnel::ForgetOldKey(device) => Command::ForgetPeerKey {
             device,
             slot: Slot::Previous,

@@ -48,7 +48,11 @@ impl Orders {
                 Err(refused) => *refused.command,
             },
         };
-        if matches!(command, Command::SendDatagram { .. }) {
+        let is_datagram = matches!(
+            command,
+            Command::SendDatagram { .. } | Command::SendMessage { .. }
+        );
+        if is_datagram {
             self.dropped = self.dropped.saturating_add(1);
             return Told::Taken;
         }
@@ -127,7 +131,7 @@ mod tests {
 
     fn datagram() -> Command {
         Command::SendDatagram {
-            to: Underlay("192.0.2.1:7117".parse().unwrap()),
+            to: Underlay("192.0.2.1:7117".parse().unwrap()).into(),
             bytes: vec![0x80],
         }
     }

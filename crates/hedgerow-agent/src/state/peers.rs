@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use hedgerow_identity::Verified;
-use hedgerow_linux::tunnel::{Rejection, Report};
+use hedgerow_linux::tunnel::{Cut, Rejection, Report};
 use hedgerow_mesh::{Admission, Output, Resolved, Session, Unreachable};
 use hedgerow_model::Now;
-use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::address::{Overlay, OverlayAddresses};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::{PeerQuery, Ticket};
 use hedgerow_policy::Facts;
@@ -46,7 +47,19 @@ impl State {
         match report {
             Report::Datagram { from, bytes } => self.mesh.handle_datagram(from, &bytes, view),
             Report::Wanted { dst } => self.mesh.handle_wanted(dst, view),
-            Report::Established { device, endpoint } | Report::Roamed { device, endpoint } => {
+            Report::Message {
+                device,
+                from,
+                bytes,
+            } => self.mesh.handle_message(device, from, &bytes, view),
+            Report::Established {
+                device, endpoint, ..
+            }
+            | Report::Roamed { device, endpoint }
+            | Report::Heard {
+                device,
+                from: endpoint,
+            } => {
                 self.mesh
                     .handle_session(device, Session::Established(endpoint), view);
             }
@@ -100,6 +113,13 @@ impl State {
                     addresses,
                     endpoint,
                 } => self.install(device, wireguard_key, addresses, endpoint, now),
+                output @ (Output::SendMessage { .. }
+                | Output::MovePeer { .. }
+                | Output::SetPathMtu { .. }
+                | Output::SetPsk { .. }
+                | Output::Rekey { .. }
+                | Output::SetRelay { .. }
+                | Output::ForgetRelay { .. }) => self.tell_tunnel(output),
                 Output::ForgetOldKey { device } => self
                     .steps
                     .push_back(Step::Tunnel(ToTunnel::ForgetOldKey(device))),
@@ -138,7 +158,7 @@ impl State {
                     let mut event = Event::new(now.wall, EventKind::IntroductionRefused)
                         .detail("reason", reason)
                         .detail("suppressed", suppressed);
-                    if let Some(Underlay(source)) = source {
+                    if let Some(source) = source {
                         event = event.detail("source", source);
                     }
                     if let Some(device) = device {
@@ -152,6 +172,34 @@ impl State {
                 Output::Forget(device) => self.steps.push_back(Step::Forget(device)),
             }
         }
+    }
+
+    /// Hands on what concerns the tunnel alone.
+    fn tell_tunnel(&mut self, output: Output) {
+        let order = match output {
+            Output::SendMessage {
+                device,
+                via,
+                bytes,
+                measures_mtu,
+            } => ToTunnel::Message {
+                device,
+                via,
+                bytes,
+                cut: match measures_mtu {
+                    true => Cut::Refused,
+                    false => Cut::Allowed,
+                },
+            },
+            Output::MovePeer { device, path } => ToTunnel::MovePeer(device, path),
+            Output::SetPathMtu { device, mtu } => ToTunnel::SetPathMtu(device, mtu),
+            Output::SetPsk { device, psk } => ToTunnel::SetPsk(device, psk),
+            Output::Rekey { device } => ToTunnel::Rekey(device),
+            Output::SetRelay { session, from, to } => ToTunnel::SetRelay { session, from, to },
+            Output::ForgetRelay { session } => ToTunnel::ForgetRelay(session),
+            _ => return,
+        };
+        self.steps.push_back(Step::Tunnel(order));
     }
 
     fn ask(&mut self, query: PeerQuery, now: Now) {
@@ -243,7 +291,7 @@ impl State {
         device: DeviceId,
         key: hedgerow_model::statement::X25519Public,
         addresses: OverlayAddresses,
-        endpoint: Option<Underlay>,
+        endpoint: Option<Path>,
         now: Now,
     ) {
         self.steps.push_back(Step::Tunnel(ToTunnel::SetPeer {

@@ -164,12 +164,19 @@ fn converse(
                 Output::Admit { device, .. } => {
                     mesh.handle_admitted(device, Admission::Granted, view);
                 }
-                Output::Send { to, bytes } => sent += socket.send_to(&bytes, to.0)?,
+                Output::Send { to, bytes } => sent += socket.send_to(&bytes, to.to.0)?,
                 Output::SetPeer { wireguard_key, .. } => answered.key = Some(wireguard_key),
                 Output::ForgetOldKey { .. }
                 | Output::Release { .. }
                 | Output::Reject { .. }
                 | Output::RemovePeer { .. }
+                | Output::SendMessage { .. }
+                | Output::MovePeer { .. }
+                | Output::SetPathMtu { .. }
+                | Output::SetPsk { .. }
+                | Output::Rekey { .. }
+                | Output::SetRelay { .. }
+                | Output::ForgetRelay { .. }
                 | Output::Refused { .. }
                 | Output::Remember(_)
                 | Output::Forget(_) => {}
@@ -180,7 +187,8 @@ fn converse(
             return Ok(answered);
         };
         answered.datagrams += 1;
-        mesh.handle_datagram(Underlay(from), datagram.get(..n).unwrap_or_default(), view);
+        let from = Underlay(from).into();
+        mesh.handle_datagram(from, datagram.get(..n).unwrap_or_default(), view);
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::path::{self, Path, RELAY_FRAME_FIRST, RELAY_HEADER_BYTES};
 use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now, Wall};
@@ -17,17 +18,22 @@ use super::limits::Limits;
 use super::message::{self, HEADER_BYTES, Message, TAG_BYTES};
 use super::noise::LocalKey;
 use super::peers::{Peer, Peers};
+use super::relay::{self, Relay};
 use super::session::{Side, Unopened};
 use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT};
 use super::waiting::{Budget, Destinations, PEER_PACKETS_MAX};
-use super::{Command, PeerConfig, PeerRefusal, PrivateKey, Rejection, Report, Slot, Stats};
+use super::{
+    Command, Cut, HEARD_INTERVAL, MTU_MIN, PeerConfig, PeerRefusal, PrivateKey, Rejection, Report,
+    Roaming, Secrecy, Slot, Stats,
+};
 
 /// Peers that can be set; one more is refused.
 pub const PEERS_MAX: usize = 100_000;
 /// Peers looked at in one [`Core::handle_timeout`]; [`Core::deadline`] then says "now" again.
 pub const TIMEOUTS_PER_CALL_MAX: usize = 256;
-/// Bytes a buffer needs beyond the inner packet: header before it, padding and tag after it.
-pub const OVERHEAD_BYTES: usize = HEADER_BYTES + 15 + TAG_BYTES;
+/// Bytes a buffer needs beyond the inner packet: header before it, padding, tag and a relay's header
+/// after it.
+pub const OVERHEAD_BYTES: usize = HEADER_BYTES + 15 + TAG_BYTES + RELAY_HEADER_BYTES;
 
 /// The source of randomness failed; what needed it was not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +63,8 @@ pub enum Output {
         to: Underlay,
         /// What.
         bytes: Vec<u8>,
+        /// Whether the network may cut it.
+        cut: Cut,
     },
     /// Write a packet into the TUN device.
     Deliver(Vec<u8>),
@@ -73,6 +81,17 @@ pub struct Sealed {
     pub len: usize,
 }
 
+/// What became of a datagram from the underlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handled {
+    /// Nothing is left to do.
+    Done,
+    /// An inner packet for our kernel stands there in the buffer.
+    Deliver(Range<usize>),
+    /// A relay's frame, as it stands in the buffer now, goes there.
+    Forward(Underlay),
+}
+
 /// The machine.
 pub struct Core {
     pub(super) addresses: OverlayAddresses,
@@ -87,6 +106,7 @@ pub struct Core {
     pub(super) stats: Stats,
     /// Milliseconds since 1970 of the last handshake timestamp we gave.
     pub(super) last_stamp_ms: u64,
+    pub(super) relay: Relay,
     wanted: Destinations,
     timers: BTreeSet<(Mono, u32)>,
 }
@@ -106,6 +126,7 @@ impl Core {
             entropy,
             stats: Stats::default(),
             last_stamp_ms: config.wall_floor.0,
+            relay: Relay::default(),
             wanted: Destinations::default(),
             timers: BTreeSet::new(),
         }
@@ -156,14 +177,31 @@ impl Core {
             self.want(Overlay(dst), packet, now.mono);
             return None;
         };
+        if let Some(mtu) = self.peers.get(place).and_then(|p| p.mtu)
+            && len > usize::from(mtu)
+            && let Some(answer) = inner::too_big(packet, mtu)
+        {
+            self.stats.too_big += 1;
+            self.outputs.push_back(Output::Deliver(answer));
+            return None;
+        }
         self.seal_or_keep(place, buffer, len, now)
     }
 
-    /// Takes a datagram from the underlay, which is opened in place. Returns where in it the inner
-    /// packet for our kernel is, or `None`.
-    pub fn handle_datagram(
+    /// Takes a datagram from the underlay, which is opened or rewritten in place.
+    pub fn handle_datagram(&mut self, from: Underlay, datagram: &mut [u8], now: Now) -> Handled {
+        if datagram.first() == Some(&RELAY_FRAME_FIRST) {
+            return self.handle_frame(from, datagram, now);
+        }
+        match self.handle_bare(from.into(), datagram, now) {
+            Some(range) => Handled::Deliver(range),
+            None => Handled::Done,
+        }
+    }
+
+    pub(super) fn handle_bare(
         &mut self,
-        from: Underlay,
+        from: Path,
         datagram: &mut [u8],
         now: Now,
     ) -> Option<Range<usize>> {
@@ -194,16 +232,34 @@ impl Core {
                     self.peers.forget_key(place, slot);
                 }
             }
-            Command::MovePeer { device, endpoint } => {
-                let place = self.peers.by_device(&device);
-                if let Some(place) = place
-                    && let Some(peer) = self.peers.get_mut(place)
-                    && peer.endpoint.replace(endpoint) != Some(endpoint)
-                {
-                    self.hasten_handshake(place, now);
+            Command::MovePeer { device, path } => self.move_peer(&device, path, now),
+            Command::SetPsk { device, psk } => self.set_psk(&device, psk),
+            Command::Rekey { device } => {
+                if let Some(place) = self.peers.by_device(&device) {
+                    self.begin_handshake(place, now);
                 }
             }
+            Command::SetPathMtu { device, mtu } => {
+                let place = self.peers.by_device(&device);
+                if let Some(peer) = place.and_then(|p| self.peers.get_mut(p)) {
+                    peer.mtu = mtu.map(|mtu| mtu.max(MTU_MIN));
+                }
+            }
+            Command::SendMessage {
+                device,
+                via,
+                bytes,
+                cut,
+            } => self.send_message(&device, via, (&bytes, cut), now),
+            Command::SetRelay { session, from, to } => {
+                let (to, out) = to;
+                if !self.relay.set(session, relay::Side { from, to, out }) {
+                    self.stats.dropped_relay += 1;
+                }
+            }
+            Command::ForgetRelay { session } => self.relay.forget(session),
             Command::RemovePeer { device } => {
+                self.relay.forget_device(device);
                 if let Some((place, mut peer)) = self.peers.remove(&device) {
                     self.timers.remove(&(peer.timer, place));
                     self.stats.dropped_waiting += peer.waiting.clear(&mut self.budget);
@@ -218,8 +274,9 @@ impl Core {
                 }
             }
             Command::SendDatagram { to, bytes } => {
-                if bytes.first() >= Some(&super::MESH_DATAGRAM_FIRST) {
-                    self.outputs.push_back(Output::Send { to, bytes });
+                let first = bytes.first().copied();
+                if first >= Some(super::MESH_DATAGRAM_FIRST) && first != Some(RELAY_FRAME_FIRST) {
+                    self.send(to, bytes);
                 } else {
                     self.stats.dropped_malformed += 1;
                 }
@@ -290,8 +347,8 @@ impl Core {
     pub(super) fn flush(&mut self, place: u32, or_keepalive: bool, now: Now) {
         let mut sent = false;
         while let Some(peer) = self.peers.get_mut(place) {
-            if peer.sender(now.mono).is_none() {
-                return;
+            if peer.packet_sender(now.mono).is_none() {
+                break;
             }
             let Some(packet) = peer.waiting.pop(&mut self.budget) else {
                 break;
@@ -389,7 +446,8 @@ impl Core {
         message::put(&mut bytes, HEADER_BYTES, packet);
         if let Some(Sealed { to, len }) = self.seal_or_keep(place, &mut bytes, packet.len(), now) {
             bytes.truncate(len);
-            self.outputs.push_back(Output::Send { to, bytes });
+            let cut = Cut::Allowed;
+            self.outputs.push_back(Output::Send { to, bytes, cut });
         }
     }
 
@@ -402,7 +460,12 @@ impl Core {
     ) -> Option<Sealed> {
         let mtu = self.mtu;
         let peer = self.peers.get_mut(place)?;
-        let (Some(to), Some(session)) = (peer.endpoint, peer.sender(now.mono)) else {
+        let endpoint = peer.endpoint;
+        let session = match len {
+            0 => peer.sender(now.mono),
+            _ => peer.packet_sender(now.mono),
+        };
+        let (Some(path), Some(session)) = (endpoint, session) else {
             let packet = buffer.get(HEADER_BYTES..HEADER_BYTES + len)?;
             self.keep(place, packet, now);
             return None;
@@ -410,6 +473,7 @@ impl Core {
         let sealed = session.seal(buffer, len, mtu)?;
         let (side, age) = (session.agreed.side, session.age(now.mono));
         let rekey = timers::rekey_on_send(side, age, session.counter);
+        let sealed = frame(path, buffer, sealed)?;
         peer.due.keepalive = None;
         peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
         if len > 0 {
@@ -425,7 +489,7 @@ impl Core {
         if rekey {
             self.begin_handshake(place, now);
         }
-        Some(Sealed { to, len: sealed })
+        Some(sealed)
     }
 
     /// Lets a packet wait for a session, and begins one.
@@ -438,6 +502,11 @@ impl Core {
                 .push(packet, PEER_PACKETS_MAX, &mut self.budget);
             self.stats.dropped_waiting += dropped;
         }
+        // A session that only lacks its pre-shared key waits for that.
+        let waits = |peer: &mut Peer| peer.sender(now.mono).is_some();
+        if self.peers.get_mut(place).is_some_and(waits) {
+            return;
+        }
         self.begin_handshake(place, now);
         // Without a key there is nothing to wait for.
         if let Some(peer) = self.peers.get_mut(place)
@@ -449,7 +518,7 @@ impl Core {
 
     fn open(
         &mut self,
-        from: Underlay,
+        from: Path,
         datagram: &mut [u8],
         (receiver, counter): (u32, u64),
         now: Now,
@@ -473,20 +542,37 @@ impl Core {
             }
         };
         let (side, age): (Side, _) = (session.agreed.side, session.age(now.mono));
-        self.note_authentic(place, receiver, from, now);
+        let has_psk = session.agreed.psk;
+        let text = datagram.get(HEADER_BYTES..HEADER_BYTES + len)?;
+        let is_message = hedgerow_model::message::is_message(text);
+        self.note_authentic(place, (receiver, is_message), from, now);
         if timers::rekey_on_receive(side, age) {
             self.begin_handshake(place, now);
         }
         if len == 0 {
             return None;
         }
-        let text = datagram.get(HEADER_BYTES..HEADER_BYTES + len)?;
+        if is_message {
+            self.accept_message(place, from, text, now);
+            return None;
+        }
+        let secrecy = self.peers.get(place)?.secrecy;
+        if secrecy == Secrecy::PostQuantum && !has_psk {
+            self.stats.dropped_not_secret += 1;
+            return None;
+        }
         self.accept_inner(place, text, now)
             .map(|len| HEADER_BYTES..HEADER_BYTES + len)
     }
 
     /// An authenticated message came: the peer lives, and is where it came from.
-    fn note_authentic(&mut self, place: u32, receiver: u32, from: Underlay, now: Now) {
+    fn note_authentic(
+        &mut self,
+        place: u32,
+        (receiver, is_message): (u32, bool),
+        from: Path,
+        now: Now,
+    ) {
         let Some(peer) = self.peers.get_mut(place) else {
             return;
         };
@@ -495,17 +581,48 @@ impl Core {
         peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
         let device = peer.device;
         let is_next = peer.sessions.next_is(receiver);
-        if peer.endpoint != Some(from) {
+        let is_elsewhere = peer.endpoint != Some(from);
+        let follows = match peer.roaming {
+            Roaming::Follow => !is_message,
+            // The path on which a first session was agreed works.
+            Roaming::Report => is_next && peer.sender(now.mono).is_none(),
+        };
+        if is_elsewhere && (follows || peer.endpoint.is_none()) {
             let had = peer.endpoint.replace(from);
             // The first endpoint is part of `Established`.
             if had.is_some() && !is_next {
                 let endpoint = from;
                 self.report(Report::Roamed { device, endpoint });
             }
+        } else if is_elsewhere && !is_message {
+            let was = peer.heard_at.map(|at| now.mono.since(at));
+            if was.is_none_or(|ago| ago >= HEARD_INTERVAL) {
+                peer.heard_at = Some(now.mono);
+                self.report(Report::Heard { device, from });
+            }
         }
         if is_next {
             self.confirm_next(place, now);
         }
+    }
+
+    /// Hands a message up. It asks for a keepalive as a packet does, unless it came to measure a path.
+    fn accept_message(&mut self, place: u32, from: Path, text: &[u8], now: Now) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let device = peer.device;
+        if peer.due.keepalive.is_none() && peer.endpoint == Some(from) {
+            peer.due.keepalive = Some(now.mono + KEEPALIVE_TIMEOUT);
+            self.arm(place);
+        }
+        self.stats.messages += 1;
+        let bytes = text.to_vec();
+        self.report(Report::Message {
+            device,
+            from,
+            bytes,
+        });
     }
 
     /// Checks a packet that came out of the tunnel; returns its true length.
@@ -580,6 +697,23 @@ impl Core {
             self.peers.free_index(index);
         }
     }
+}
+
+/// Puts the datagram of `len` bytes at the start of `buffer` into a relay's frame where its path has one.
+fn frame(path: Path, buffer: &mut [u8], len: usize) -> Option<Sealed> {
+    let to = path.to;
+    let Some(session) = path.relay else {
+        return Some(Sealed { to, len });
+    };
+    let len_framed = len + RELAY_HEADER_BYTES;
+    buffer
+        .get_mut(..len_framed)?
+        .copy_within(..len, RELAY_HEADER_BYTES);
+    message::put(buffer, 0, &path::relay_header(session));
+    Some(Sealed {
+        to,
+        len: len_framed,
+    })
 }
 
 /// What only an attacker's machine does.

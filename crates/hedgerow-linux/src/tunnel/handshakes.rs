@@ -1,13 +1,12 @@
 //! The machine's handshakes: begun, answered, retried, given up.
 
 use hedgerow_model::Now;
-use hedgerow_model::address::Underlay;
-use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::statement::X25519Public;
 use zeroize::Zeroizing;
 
 use super::Report;
-use super::core::{Core, NoEntropy, Output};
+use super::core::{Core, NoEntropy};
 use super::limits::Admission;
 use super::message::{self, COOKIE_REPLY_BYTES, INITIATION_BYTES, RESPONSE_BYTES, put};
 use super::noise::{Ephemeral, Initiator, Responder, Timestamp, TransportKeys};
@@ -80,7 +79,7 @@ impl Core {
 
     pub(super) fn handle_initiation(
         &mut self,
-        from: Underlay,
+        from: Path,
         message: &[u8; INITIATION_BYTES],
         now: Now,
     ) {
@@ -92,7 +91,7 @@ impl Core {
             let Ok(secret) = self.random() else { return };
             self.limits.set_secret(secret, now.mono);
         }
-        match self.limits.admit(from, message, now.mono) {
+        match self.limits.admit(from.to, message, now.mono) {
             Admission::Process => self.answer(from, message, now),
             Admission::Refuse => self.stats.dropped_handshake_rate += 1,
             Admission::Prove(cookie) => {
@@ -102,7 +101,7 @@ impl Core {
                 let reply = key.and_then(|k| k.macs.seal_cookie(message, &cookie, nonce));
                 if let Some(reply) = reply {
                     self.stats.cookies_sent += 1;
-                    self.send(from, &reply);
+                    self.send(from, reply.to_vec());
                 }
             }
         }
@@ -119,20 +118,20 @@ impl Core {
             return;
         };
         let peer = self.peers.get_mut(place);
-        let handshake = peer.and_then(|p| {
-            let is_known = |key| p.key(&key).is_some();
-            let running = p.handshake.as_ref().map(|h| h.remote);
-            let known = running.is_some_and(is_known);
-            p.handshake.as_deref_mut().filter(|_| known)
+        let running = peer.and_then(|p| {
+            let remote = p.handshake.as_ref().map(|h| h.remote)?;
+            let psks = p.key(&remote)?.psks();
+            Some((p.handshake.as_deref_mut()?, psks))
         });
-        let handshake =
-            handshake.filter(|h| h.own_index == own_index && h.forgeries < FORGERIES_MAX);
-        let Some(handshake) = handshake else {
+        let running =
+            running.filter(|(h, _)| h.own_index == own_index && h.forgeries < FORGERIES_MAX);
+        let Some((handshake, psks)) = running else {
             self.stats.dropped_no_session += 1;
             return;
         };
-        let finished = handshake.state.as_mut().map(|s| s.finish(message));
-        let Some(Ok(keys)) = finished else {
+        let psks: Vec<_> = psks.iter().map(Option::as_ref).collect();
+        let state = handshake.state.as_mut();
+        let Some(Ok((keys, fitting))) = state.map(|s| s.finish(message, &psks)) else {
             handshake.forgeries += 1;
             self.stats.dropped_forged += 1;
             return;
@@ -144,6 +143,7 @@ impl Core {
             born: now.mono,
             local: handshake.local,
             remote: handshake.remote,
+            psk: psks.get(fitting).is_some_and(Option::is_some),
         };
         self.use_session(place, agreed, &keys, now);
     }
@@ -180,12 +180,11 @@ impl Core {
         let gone = peer.sessions.advance(next);
         // A handshake of our own is no longer needed.
         let given_up = peer.handshake.take().map(|h| h.own_index);
-        let (device, endpoint) = (peer.device, peer.endpoint);
         if let Some(index) = given_up {
             self.peers.free_index(index);
         }
         self.free_session(gone.as_deref());
-        self.established(device, endpoint);
+        self.established(place);
         self.flush(place, false, now);
     }
 
@@ -201,18 +200,33 @@ impl Core {
         peer.due.reply = None;
         peer.last_received = Some(now.mono);
         let gone = peer.sessions.advance(Some(Box::new(session)));
-        let (device, endpoint) = (peer.device, peer.endpoint);
         self.free_session(gone.as_deref());
-        self.established(device, endpoint);
+        self.established(place);
         // The peer waits for proof that we have the keys.
         self.flush(place, true, now);
         self.arm(place);
     }
 
-    fn established(&mut self, device: DeviceId, endpoint: Option<Underlay>) {
+    fn established(&mut self, place: u32) {
         self.stats.handshakes_done += 1;
-        if let Some(endpoint) = endpoint {
-            self.report(Report::Established { device, endpoint });
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let agreed = peer.sessions.current.as_ref().map(|s| s.agreed);
+        let psk = agreed.is_some_and(|a| a.psk);
+        // The peer has the newest pre-shared key: nothing may be agreed under an older one any more.
+        if let Some(key) = agreed.and_then(|a| peer.key_mut(&a.remote))
+            && psk
+        {
+            key.former_psk = None;
+        }
+        if let Some(endpoint) = peer.endpoint {
+            let device = peer.device;
+            self.report(Report::Established {
+                device,
+                endpoint,
+                psk,
+            });
         }
     }
 
@@ -223,7 +237,7 @@ impl Core {
     }
 
     /// Opens an initiation and answers it if it is a peer's and new.
-    fn answer(&mut self, from: Underlay, message: &[u8; INITIATION_BYTES], now: Now) {
+    fn answer(&mut self, from: Path, message: &[u8; INITIATION_BYTES], now: Now) {
         let Ok(ephemeral) = self.ephemeral() else {
             return;
         };
@@ -262,7 +276,7 @@ impl Core {
     fn respond(
         &mut self,
         place: u32,
-        from: Underlay,
+        from: Path,
         (local, responder): (X25519Public, Responder),
         now: Now,
     ) {
@@ -271,6 +285,7 @@ impl Core {
         };
         let remote = responder.remote;
         let key = self.peers.get(place).and_then(|p| p.key(&remote));
+        let psk = key.is_some_and(|k| k.psk.is_some());
         let answer = key.map(|k| responder.respond(k.psk.as_ref(), own_index));
         let Some(Ok((mut response, keys, remote_index))) = answer else {
             self.peers.free_index(own_index);
@@ -283,6 +298,7 @@ impl Core {
             born: now.mono,
             local,
             remote,
+            psk,
         };
         let gone = match (self.peers.get_mut(place), Session::new(agreed, &keys)) {
             (Some(peer), Some(session)) => peer.sessions.next.replace(Box::new(session)),
@@ -290,7 +306,7 @@ impl Core {
         };
         self.free_session(gone.as_deref());
         self.sign(place, own_index, &remote, &mut response, now);
-        self.send(from, &response);
+        self.send(from, response.to_vec());
         self.arm(place);
     }
 
@@ -325,7 +341,7 @@ impl Core {
             handshake.local = local;
             handshake.remote = remote;
             self.stats.handshakes_begun += 1;
-            self.send(to, &bytes);
+            self.send(to, bytes.to_vec());
         }
         self.arm(place);
     }
@@ -426,10 +442,5 @@ impl Core {
         let mut bytes = [0; N];
         (self.entropy)(&mut bytes)?;
         Ok(bytes)
-    }
-
-    fn send(&mut self, to: Underlay, bytes: &[u8]) {
-        let bytes = bytes.to_vec();
-        self.outputs.push_back(Output::Send { to, bytes });
     }
 }

@@ -189,6 +189,28 @@ fn refusal_v6(packet: &[u8], src: Ipv6Addr, dst: Ipv6Addr, why: Rejection) -> Op
     Some(answer)
 }
 
+/// Makes the ICMP answer "packet too big" to a packet of our own kernel, so that it sends shorter ones.
+/// `None` where no answer is due: IPv4 that may be cut, ICMP errors, later fragments.
+pub fn too_big(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
+    let (at, kind, start) = match packet.first()? >> 4 {
+        4 if packet.get(6)? & 0x40 == 0 => return None,
+        4 => (V4_HEADER, [3, 4], 0),
+        _ => (V6_HEADER, [2, 0], u32::from(PROTOCOL_ICMPV6)),
+    };
+    let mut answer = refusal(packet, Rejection::Unreachable)?;
+    put(&mut answer, at, &kind);
+    put(&mut answer, at + 2, &[0, 0]);
+    put(&mut answer, at + 4, &[0, 0]);
+    put(&mut answer, at + 6, &mtu.to_be_bytes());
+    let (from, start) = match at {
+        V4_HEADER => (V4_HEADER, start),
+        _ => (8, start + u32::try_from(answer.len() - V6_HEADER).ok()?),
+    };
+    let sum = checksum(start, answer.get(from..)?);
+    put(&mut answer, at + 2, &sum);
+    Some(answer)
+}
+
 /// The internet checksum (RFC 1071) of at most 64 KiB.
 fn checksum(start: u32, bytes: &[u8]) -> [u8; 2] {
     let (pairs, odd) = bytes.as_chunks::<2>();

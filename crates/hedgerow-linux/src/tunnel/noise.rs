@@ -75,20 +75,31 @@ impl Initiator {
         Ok((Self(Box::new(state)), message::initiation(sender, &noise)))
     }
 
-    /// Reads the response. After an error the handshake waits on, so a forgery does not end it.
+    /// Reads the response under the first of `psks` that fits, and returns its place among them. After
+    /// an error the handshake waits on, so a forgery does not end it.
     pub(super) fn finish(
         &mut self,
         response: &[u8; RESPONSE_BYTES],
-    ) -> Result<TransportKeys, BadHandshake> {
+        psks: &[Option<&PresharedKey>],
+    ) -> Result<(TransportKeys, usize), BadHandshake> {
         let noise: [u8; 48] = message::array_at(response, 12);
-        self.0
-            .read_message(&noise, &mut [])
-            .map_err(|_e| BadHandshake)?;
-        let (send, receive) = self.0.dangerously_get_raw_split();
-        Ok(TransportKeys {
-            send: Zeroizing::new(send),
-            receive: Zeroizing::new(receive),
-        })
+        for (place, psk) in psks.iter().enumerate() {
+            let psk = psk.map_or(&NO_PSK, PresharedKey::expose);
+            let read = self
+                .0
+                .set_psk(usize::from(PSK_LOCATION), psk)
+                .and_then(|()| self.0.read_message(&noise, &mut []));
+            if read.is_err() {
+                continue;
+            }
+            let (send, receive) = self.0.dangerously_get_raw_split();
+            let keys = TransportKeys {
+                send: Zeroizing::new(send),
+                receive: Zeroizing::new(receive),
+            };
+            return Ok((keys, place));
+        }
+        Err(BadHandshake)
     }
 }
 

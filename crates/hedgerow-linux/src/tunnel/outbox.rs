@@ -69,6 +69,8 @@ impl Outbox {
 fn must_arrive(report: &Report) -> bool {
     match report {
         Report::Datagram { .. }
+        | Report::Message { .. }
+        | Report::Heard { .. }
         | Report::Wanted { .. }
         | Report::Spoofed { .. }
         | Report::HandshakeFromUnknown { .. } => false,

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hedgerow_model::Mono;
-use hedgerow_model::address::{OverlayAddresses, Underlay};
+use hedgerow_model::address::OverlayAddresses;
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::statement::X25519Public;
 
 use super::core::PEERS_MAX;
@@ -16,13 +17,16 @@ use super::noise::{Initiator, Timestamp};
 use super::session::Session;
 use super::timers::{PERSISTENT_KEEPALIVE_MIN, REJECT_AFTER_TIME};
 use super::waiting::Queue;
-use super::{PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Slot};
+use super::{PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Roaming, Secrecy, Slot};
 
 /// A peer's key with what is remembered about it.
 pub(super) struct RemoteKey {
     pub(super) public: X25519Public,
     pub(super) macs: MacKeys,
+    /// Mixed into handshakes under this key.
     pub(super) psk: Option<PresharedKey>,
+    /// What was mixed in before, until a session lives under `psk`: the peer may not have it yet.
+    pub(super) former_psk: Option<Option<PresharedKey>>,
     /// Of the last initiation accepted under this key.
     pub(super) last_timestamp: Option<Timestamp>,
     /// When it came.
@@ -36,10 +40,33 @@ impl RemoteKey {
             public,
             macs: MacKeys::of(&public),
             psk,
+            former_psk: None,
             last_timestamp: None,
             last_initiation: None,
             cookie: None,
         }
+    }
+
+    /// Sets the pre-shared key; the one before stays beside it.
+    pub(super) fn set_psk(&mut self, psk: Option<PresharedKey>) {
+        let is_same = match (&self.psk, &psk) {
+            (Some(old), Some(new)) => old.expose() == new.expose(),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if psk.is_none() {
+            self.former_psk = None;
+        } else if !is_same {
+            self.former_psk = Some(self.psk.take());
+        }
+        self.psk = psk;
+    }
+
+    /// What a response may have been made with, the newest first.
+    pub(super) fn psks(&self) -> Vec<Option<PresharedKey>> {
+        std::iter::once(self.psk.clone())
+            .chain(self.former_psk.clone())
+            .collect()
     }
 
     pub(super) fn cookie(&self, now: Mono) -> Option<&Cookie> {
@@ -146,7 +173,13 @@ pub(super) struct Due {
 pub(super) struct Peer {
     pub(super) device: DeviceId,
     pub(super) addresses: OverlayAddresses,
-    pub(super) endpoint: Option<Underlay>,
+    pub(super) endpoint: Option<Path>,
+    pub(super) secrecy: Secrecy,
+    pub(super) roaming: Roaming,
+    /// Longest inner packet to it, where that is less than the tunnel's.
+    pub(super) mtu: Option<u16>,
+    /// When it was last reported to be heard from elsewhere.
+    pub(super) heard_at: Option<Mono>,
     pub(super) current_key: Option<RemoteKey>,
     pub(super) previous_key: Option<RemoteKey>,
     pub(super) keepalive: Option<Duration>,
@@ -168,6 +201,10 @@ impl Peer {
             device: config.device,
             addresses: config.addresses,
             endpoint: None,
+            secrecy: config.secrecy,
+            roaming: config.roaming,
+            mtu: None,
+            heard_at: None,
             current_key: None,
             previous_key: None,
             keepalive: None,
@@ -193,7 +230,7 @@ impl Peer {
         keys.into_iter().flatten().find(|k| k.public == *public)
     }
 
-    /// Returns the session that can send now.
+    /// Returns the session that can send a message of our agent now.
     pub(super) fn sender(&mut self, now: Mono) -> Option<&mut Session> {
         self.sessions
             .current
@@ -201,11 +238,27 @@ impl Peer {
             .filter(|s| s.lives(now))
     }
 
+    /// Returns the session that can send a packet now: where a pre-shared key is required, the newest
+    /// that has one, so that a new key of the peer costs no packet.
+    pub(super) fn packet_sender(&mut self, now: Mono) -> Option<&mut Session> {
+        let secrecy = self.secrecy;
+        let [newer, older] = &mut self.sessions.previous;
+        let current = &mut self.sessions.current;
+        match secrecy {
+            Secrecy::Classical => current.as_deref_mut().filter(|s| s.lives(now)),
+            Secrecy::PostQuantum => [current, newer, older]
+                .into_iter()
+                .filter_map(|s| s.as_deref_mut())
+                .find(|s| s.agreed.psk && s.lives(now)),
+        }
+    }
+
     pub(super) fn status(&self, now: Mono) -> PeerStatus {
         let session = self.sessions.current.as_ref().filter(|s| s.lives(now));
         PeerStatus {
             device: self.device,
             endpoint: self.endpoint,
+            psk: session.is_some_and(|s| s.agreed.psk),
             session_age: session.map(|s| s.age(now)),
             last_received: self.last_received.map(|at| now.since(at)),
             received_bytes: self.received_bytes,
@@ -426,7 +479,9 @@ impl Peers {
             std::mem::swap(&mut peer.current_key, &mut peer.previous_key);
         }
         if let Some(key) = peer.key_mut(&config.public_key) {
-            key.psk.clone_from(&config.psk);
+            if config.psk.is_some() {
+                key.set_psk(config.psk.clone());
+            }
             return;
         }
         let key = Some(RemoteKey::new(config.public_key, config.psk.clone()));
@@ -451,6 +506,7 @@ impl Peers {
         let Some(peer) = self.get_mut(place) else {
             return false;
         };
+        (peer.secrecy, peer.roaming) = (config.secrecy, config.roaming);
         peer.keepalive = config.keepalive.map(|k| k.max(PERSISTENT_KEEPALIVE_MIN));
         peer.due.persistent = peer.keepalive.map(|interval| now + interval);
         let lives = |s: &Session| s.lives(now) && s.agreed.remote == config.public_key;

@@ -1,10 +1,12 @@
 //! The tunnel's thread: one poll loop over TUN, UDP and the doorbell of commands.
 
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::SystemTime;
 
+use hedgerow_model::address::Underlay;
 use hedgerow_model::{Mono, Now, Wall};
 use quinn_udp::RecvMeta;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
@@ -12,11 +14,11 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::time::ClockId;
 
-use super::core::{Core, CoreConfig, Entropy, NoEntropy, Output};
+use super::core::{Core, CoreConfig, Entropy, Handled, NoEntropy, Output};
 use super::outbox::Outbox;
 use super::stats::Shared;
 use super::train::Train;
-use super::{Command, Report, Reports, StartError, TunnelConfig, TunnelHandle};
+use super::{Command, Cut, Report, Reports, StartError, TunnelConfig, TunnelHandle};
 use crate::tun::{Lifetime, Tun};
 use crate::udp::{RECEIVE_BATCH, Sent, TRAIN_BYTES_MAX, Udp, canonical};
 
@@ -198,16 +200,50 @@ impl Loop {
                 continue;
             };
             let from = canonical(meta.addr);
-            for datagram in bytes.chunks_mut(meta.stride.max(1)) {
-                if let Some(range) = self.core.handle_datagram(from, datagram, now)
-                    && let Some(packet) = datagram.get(range)
-                {
-                    self.deliver(packet);
-                }
-            }
+            self.take_train(from, bytes, meta.stride.max(1), now);
             self.drain();
         }
         Ok(())
+    }
+
+    /// Takes datagrams of one source; frames to pass on leave as they came, in trains.
+    fn take_train(&mut self, from: Underlay, bytes: &mut [u8], stride: usize, now: Now) {
+        let mut forward: Option<(Underlay, Range<usize>)> = None;
+        let mut at = 0;
+        while at < bytes.len() {
+            let end = (at + stride).min(bytes.len());
+            let Some(datagram) = bytes.get_mut(at..end) else {
+                break;
+            };
+            let handled = self.core.handle_datagram(from, datagram, now);
+            if let Handled::Deliver(range) = &handled
+                && let Some(packet) = datagram.get(range.clone())
+            {
+                self.deliver(packet);
+            }
+            let to = match handled {
+                Handled::Forward(to) => Some(to),
+                Handled::Done | Handled::Deliver(_) => None,
+            };
+            match (&mut forward, to) {
+                (Some((before, range)), Some(to)) if *before == to => range.end = end,
+                _ => {
+                    self.pass_on(forward.take(), bytes, stride);
+                    forward = to.map(|to| (to, at..end));
+                }
+            }
+            at = end;
+        }
+        self.pass_on(forward, bytes, stride);
+    }
+
+    fn pass_on(&mut self, forward: Option<(Underlay, Range<usize>)>, bytes: &[u8], stride: usize) {
+        if let Some((to, range)) = forward
+            && let Some(frames) = bytes.get(range)
+            && self.udp.send(to, frames, stride) != Sent::Yes
+        {
+            self.core.stats().dropped_send += 1;
+        }
     }
 
     fn deliver(&mut self, packet: &[u8]) {
@@ -236,8 +272,12 @@ impl Loop {
     fn drain(&mut self) {
         while let Some(output) = self.core.poll() {
             match output {
-                Output::Send { to, bytes } => {
-                    if self.udp.send(to, &bytes, bytes.len()) != Sent::Yes {
+                Output::Send { to, bytes, cut } => {
+                    let sent = match cut {
+                        Cut::Allowed => self.udp.send(to, &bytes, bytes.len()),
+                        Cut::Refused => self.udp.send_whole(to, &bytes),
+                    };
+                    if sent != Sent::Yes {
                         self.core.stats().dropped_send += 1;
                     }
                 }

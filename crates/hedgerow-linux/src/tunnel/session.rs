@@ -37,6 +37,8 @@ pub(super) struct Agreement {
     pub(super) local: X25519Public,
     /// The peer's.
     pub(super) remote: X25519Public,
+    /// Whether a pre-shared key was mixed in.
+    pub(super) psk: bool,
 }
 
 /// Transport keys with their counters.

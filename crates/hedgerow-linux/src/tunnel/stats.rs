@@ -84,6 +84,20 @@ stats! {
     dropped_tun,
     /// Mesh datagrams handed up.
     mesh_datagrams,
+    /// Messages of peers' agents handed up.
+    messages,
+    /// Messages to a peer's agent dropped for want of a session, or too long.
+    dropped_messages,
+    /// Packets dropped because their session has no pre-shared key where one is required.
+    dropped_not_secret,
+    /// Packets of our own kernel answered with "packet too big".
+    too_big,
+    /// Frames passed on as a relay.
+    relayed_frames,
+    /// Bytes of them.
+    relayed_bytes,
+    /// Frames not passed on: not from where their side is, or to a peer whose place is unknown.
+    dropped_relay,
     /// Reports dropped because the receiver was full.
     reports_dropped,
 }

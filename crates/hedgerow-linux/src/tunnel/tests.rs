@@ -5,3 +5,4 @@ mod interop;
 mod kernel;
 mod machine;
 mod pair;
+mod paths;

@@ -10,8 +10,8 @@
 use hedgerow_identity::Verified;
 use hedgerow_identity::statement::verify_binding;
 use hedgerow_model::Now;
-use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{Binding, Ticket, X25519Public};
 
@@ -24,7 +24,7 @@ use crate::output::{Output, Refusal};
 
 /// A device that asked, verified, while the policy is asked about it.
 pub(super) struct Answering {
-    source: Underlay,
+    source: Path,
     responder: Responder,
     timestamp_ms: u64,
     /// Which ticket of ours it holds.
@@ -34,7 +34,7 @@ pub(super) struct Answering {
 }
 
 impl Answering {
-    pub(super) fn source(&self) -> Underlay {
+    pub(super) fn source(&self) -> Path {
         self.source
     }
 
@@ -59,7 +59,7 @@ impl Mesh {
     /// Takes a question. `Err` is silence.
     pub(super) fn introduce(
         &mut self,
-        source: Underlay,
+        source: Path,
         bytes: &[u8],
         view: View<'_>,
     ) -> Result<(), Refused> {
@@ -102,14 +102,14 @@ impl Mesh {
     /// proven, and nothing else.
     fn open(
         &mut self,
-        source: Underlay,
+        source: Path,
         outer: &Outer<'_>,
         now: Now,
     ) -> Result<(Responder, Ask), Refused> {
         let own = self.own.as_ref().ok_or((Refusal::NotReady, None))?;
         let secret = own.secrets().find(|secret| outer.is_for(&secret.public));
         let secret: &IntroductionSecret = secret.ok_or((Refusal::WrongCheck, None))?;
-        self.budgets.open(source, now.mono)?;
+        self.budgets.open(source.to, now.mono)?;
         let unopened = |_e| (Refusal::Unopened, None);
         self.counts.work.agreements += 1;
         let opening = Opening::start(PROLOGUE, &secret.secret, outer.noise).map_err(unopened)?;

@@ -7,6 +7,7 @@ use hedgerow_identity::Verified;
 use hedgerow_identity::statement::verify_binding;
 use hedgerow_model::address::{Overlay, Underlay};
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::statement::{Binding, PeerQuery, Ticket};
 use hedgerow_model::{Mono, Wall};
 use x25519_dalek::PublicKey;
@@ -42,7 +43,7 @@ pub(super) struct Asking {
 /// One device that we are introducing ourselves to.
 struct Pending {
     ticket: Verified<Ticket>,
-    endpoints: Vec<Underlay>,
+    endpoints: Vec<Path>,
     /// Addresses that packets wait for; empty when only our own statements are to be shown.
     wanted: BTreeSet<Overlay>,
     stage: Stage,
@@ -62,7 +63,7 @@ enum Stage {
 struct Found {
     ticket: Verified<Ticket>,
     binding: Verified<Binding>,
-    endpoint: Underlay,
+    endpoint: Path,
 }
 
 /// One message sent. All are kept until the end, because the answer to an early one may be late.
@@ -133,16 +134,12 @@ impl Mesh {
     }
 
     /// Verifies a remembered ticket; forgets the record when it fails.
-    fn believe(
-        &mut self,
-        memory: Memory,
-        view: View<'_>,
-    ) -> Option<(Verified<Ticket>, Vec<Underlay>)> {
+    fn believe(&mut self, memory: Memory, view: View<'_>) -> Option<(Verified<Ticket>, Vec<Path>)> {
         match view
             .trust
             .verify_ticket(&memory.ticket, view.standing, view.now)
         {
-            Ok(ticket) if ticket.id == memory.device => Some((ticket, memory.endpoints)),
+            Ok(ticket) if ticket.id == memory.device => Some((ticket, paths(memory.endpoints))),
             Ok(_) | Err(_) => {
                 self.forget(memory.device);
                 None
@@ -199,7 +196,7 @@ impl Mesh {
         if wanted.is_none() && !self.asking.is_asking(ticket.id) {
             return;
         }
-        let mut endpoints = resolved.endpoints;
+        let mut endpoints = paths(resolved.endpoints);
         endpoints.truncate(ENDPOINTS_MAX);
         self.ask(ticket, endpoints, wanted, view);
     }
@@ -208,7 +205,7 @@ impl Mesh {
     pub(super) fn ask(
         &mut self,
         ticket: Verified<Ticket>,
-        endpoints: Vec<Underlay>,
+        endpoints: Vec<Path>,
         wanted: Option<Overlay>,
         view: View<'_>,
     ) {
@@ -365,7 +362,7 @@ impl Mesh {
     /// Takes an answer. A mark that is not ours costs one look into a table.
     pub(super) fn introduced(
         &mut self,
-        source: Underlay,
+        source: Path,
         bytes: &[u8],
         view: View<'_>,
     ) -> Result<(), Refused> {
@@ -401,7 +398,7 @@ impl Mesh {
     fn open_answer(
         &mut self,
         device: DeviceId,
-        source: Underlay,
+        source: Path,
         outer: &Outer<'_>,
         view: View<'_>,
     ) -> Result<Found, Refused> {
@@ -469,7 +466,7 @@ impl Mesh {
     }
 
     /// Returns where an introduction under way would try the device first.
-    pub(super) fn asked_at(&self, device: DeviceId, source: Underlay) -> Option<Underlay> {
+    pub(super) fn asked_at(&self, device: DeviceId, source: Path) -> Option<Path> {
         let endpoints = &self.asking.pending.get(&device)?.endpoints;
         let first = endpoints.first().copied();
         endpoints
@@ -515,7 +512,7 @@ impl Mesh {
 impl Pending {
     /// Adds endpoints, new ones first, and takes a newer ticket. Returns whether the policy must be
     /// asked again.
-    fn learn(&mut self, ticket: &Verified<Ticket>, endpoints: Vec<Underlay>) -> bool {
+    fn learn(&mut self, ticket: &Verified<Ticket>, endpoints: Vec<Path>) -> bool {
         for endpoint in endpoints.into_iter().rev() {
             self.endpoints.retain(|known| *known != endpoint);
             self.endpoints.insert(0, endpoint);
@@ -531,6 +528,10 @@ impl Pending {
         }
         other_facts
     }
+}
+
+fn paths(endpoints: Vec<Underlay>) -> Vec<Path> {
+    endpoints.into_iter().map(Path::direct).collect()
 }
 
 /// Returns what orders tickets of one device.

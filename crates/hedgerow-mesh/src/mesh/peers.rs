@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hedgerow_identity::Verified;
 use hedgerow_identity::error::RefusedTicket;
-use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{Binding, Ticket};
 use hedgerow_model::{Mono, Now};
@@ -35,7 +35,7 @@ impl Mesh {
         &mut self,
         ticket: Verified<Ticket>,
         binding: Verified<Binding>,
-        endpoint: Option<Underlay>,
+        endpoint: Option<Path>,
         shown: Shown,
         view: View<'_>,
     ) -> Result<(), Refusal> {
@@ -125,7 +125,7 @@ impl Mesh {
     }
 
     /// Says what the tunnel should hold.
-    pub(super) fn set_peer(&mut self, device: DeviceId, endpoint: Option<Underlay>) {
+    pub(super) fn set_peer(&mut self, device: DeviceId, endpoint: Option<Path>) {
         if let Some(peer) = self.peers.get(device) {
             self.output.push_back(Output::SetPeer {
                 device,
@@ -137,7 +137,7 @@ impl Mesh {
     }
 
     /// Writes a peer's record when it differs from the one written.
-    fn remember_peer(&mut self, peer: &Peer, endpoint: Option<Underlay>, live: bool) {
+    fn remember_peer(&mut self, peer: &Peer, endpoint: Option<Path>, live: bool) {
         let device = peer.ticket.id;
         let before = self.memories.get(device);
         let mut memory = Memory {
@@ -151,8 +151,8 @@ impl Mesh {
             heard_ms: self.heard_from(&peer.ticket.introduction_key),
             live,
         };
-        if let Some(endpoint) = endpoint {
-            memory.found_at(endpoint);
+        if let Some(Path { to, relay: None }) = endpoint {
+            memory.found_at(to);
         }
         if before != Some(&memory) {
             self.remember(memory);
@@ -188,12 +188,7 @@ impl Mesh {
         });
     }
 
-    pub(super) fn peer_established(
-        &mut self,
-        device: DeviceId,
-        endpoint: Underlay,
-        view: View<'_>,
-    ) {
+    pub(super) fn peer_established(&mut self, device: DeviceId, endpoint: Path, view: View<'_>) {
         let Some(peer) = self.peers.get_mut(device) else {
             return;
         };
@@ -205,7 +200,7 @@ impl Mesh {
         }
         if let Some(memory) = self.memories.get(device) {
             let mut memory = memory.clone();
-            let moved = memory.found_at(endpoint);
+            let moved = endpoint.is_direct() && memory.found_at(endpoint.to);
             if moved || !memory.live {
                 memory.live = true;
                 self.remember(memory);
@@ -321,16 +316,11 @@ impl Mesh {
         }
         peer.introduce_at = None;
         let ticket = peer.ticket.clone();
-        let mut endpoints: Vec<Underlay> = peer.endpoint.into_iter().collect();
+        let mut endpoints: Vec<Path> = peer.endpoint.into_iter().collect();
         if let Some(memory) = self.memories.get(device) {
-            endpoints.extend(
-                memory
-                    .endpoints
-                    .iter()
-                    .filter(|e| !endpoints.contains(e))
-                    .copied()
-                    .collect::<Vec<_>>(),
-            );
+            let remembered = memory.endpoints.iter().copied().map(Path::direct);
+            let others: Vec<Path> = remembered.filter(|p| !endpoints.contains(p)).collect();
+            endpoints.extend(others);
         }
         self.ask(ticket, endpoints, None, view);
     }

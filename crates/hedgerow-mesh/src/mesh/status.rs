@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use hedgerow_model::address::{OverlayAddresses, Underlay};
+use hedgerow_model::address::OverlayAddresses;
 use hedgerow_model::id::{DeviceId, DeviceName, SiteName};
+use hedgerow_model::path::Path;
 use hedgerow_model::statement::X25519Public;
 
 use super::{Mesh, Work};
@@ -40,7 +41,7 @@ pub struct PeerStatus {
     /// Its overlay addresses.
     pub addresses: OverlayAddresses,
     /// Where it was last seen or first asked.
-    pub endpoint: Option<Underlay>,
+    pub endpoint: Option<Path>,
     /// Its WireGuard key.
     pub wireguard_key: X25519Public,
     /// Whether a session lives.

@@ -314,7 +314,7 @@ pub(super) struct Machine {
     pub(super) ticket: Vec<u8>,
     pub(super) log: Vec<String>,
     pub(super) hosts: Vec<BTreeMap<IpAddr, Vec<String>>>,
-    pub(super) sent: Vec<(Underlay, Vec<u8>)>,
+    pub(super) sent: Vec<(Path, Vec<u8>)>,
     pub(super) asked: Vec<u64>,
     pub(super) tunnel_peers: Vec<DeviceId>,
     pub(super) released: Vec<Overlay>,
@@ -530,6 +530,13 @@ impl Machine {
                 self.tunnel_keys.push(key);
                 "set peer".into()
             }
+            ToTunnel::Message { device, .. } => format!("message {device}"),
+            ToTunnel::MovePeer(device, path) => format!("move {device} {path}"),
+            ToTunnel::SetPathMtu(device, mtu) => format!("bound {device} {mtu:?}"),
+            ToTunnel::SetPsk(device, _) => format!("psk {device}"),
+            ToTunnel::Rekey(device) => format!("rekey {device}"),
+            ToTunnel::SetRelay { session, .. } => format!("relay {session}"),
+            ToTunnel::ForgetRelay(session) => format!("forget relay {session}"),
             ToTunnel::ForgetOldKey(_) => "forget old key".into(),
             ToTunnel::RemovePeer(device) => {
                 self.tunnel_peers.retain(|d| *d != device);

@@ -5,6 +5,7 @@ use hedgerow_sync::message::ResolvedPeer;
 
 use super::fixture::{Domain, Machine, POLICY, at};
 use super::*;
+use hedgerow_model::address::Underlay;
 
 const A: &str = "192.0.2.10:7117";
 const B: &str = "192.0.2.20:7117";
@@ -35,11 +36,11 @@ fn carry(a: &mut Machine, b: &mut Machine, now: Now) {
         a.run(now);
         b.run(now);
         for (_, bytes) in std::mem::take(&mut a.sent) {
-            let from = underlay(A);
+            let from = underlay(A).into();
             b.state.handle_report(Report::Datagram { from, bytes }, now);
         }
         for (_, bytes) in std::mem::take(&mut b.sent) {
-            let from = underlay(B);
+            let from = underlay(B).into();
             a.state.handle_report(Report::Datagram { from, bytes }, now);
         }
     }
@@ -146,7 +147,7 @@ fn garbage_on_the_mesh_port_changes_nothing() {
     let (_, mut a, _) = two(POLICY, ("role=sensor", "role=collector"));
     for length in 0..200usize {
         let bytes = vec![0x81; length];
-        let from = underlay(B);
+        let from = underlay(B).into();
         a.state
             .handle_report(Report::Datagram { from, bytes }, at(10));
     }

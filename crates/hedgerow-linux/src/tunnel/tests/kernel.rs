@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use hedgerow_model::Wall;
 use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::Path;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::pair::{addresses, open_profile, overlay, secret, v4, v6};
 use crate::tunnel::{
-    Command, PeerConfig, PrivateKey, Report, Slot, StartError, Tunnel, TunnelConfig, TunnelHandle,
+    Command, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot, StartError, Tunnel,
+    TunnelConfig, TunnelHandle,
 };
 use crate::udp::UdpError;
 
@@ -285,8 +287,10 @@ fn peer_config(n: u8, key: PrivateKey, endpoint: Option<&str>) -> PeerConfig {
         slot: Slot::Current,
         public_key: key.public(),
         addresses: addresses(n),
-        endpoint: endpoint.map(|e| Underlay(e.parse().unwrap())),
+        endpoint: endpoint.map(|e| Underlay(e.parse().unwrap()).into()),
         psk: None,
+        secrecy: Secrecy::Classical,
+        roaming: Roaming::Follow,
         keepalive: None,
     }
 }
@@ -386,7 +390,7 @@ fn tunnel_responds_to_wireguard_go_over_ipv6_and_carries_ping_and_tcp() {
     let Report::Established { endpoint, .. } = ours.expect("established", established) else {
         panic!();
     };
-    assert_eq!(endpoint.0, "[fd11::2]:7117".parse().unwrap());
+    assert_eq!(endpoint.to.0, "[fd11::2]:7117".parse().unwrap());
     let stats = ours.handle.stats();
     assert_eq!((stats.handshakes_begun, stats.handshakes_done), (0, 1));
 }
@@ -552,7 +556,7 @@ fn tunnel_mesh_datagrams_share_the_port() {
     let (one, two) = (lab.tunnel(1), lab.tunnel(2));
     let bytes = vec![0x81, 1, 2, 3];
     for to in ["192.0.2.2:7117", "[fd11::2]:7117"] {
-        let to = Underlay(to.parse().unwrap());
+        let to = Path::direct(Underlay(to.parse().unwrap()));
         let (bytes, expected) = (bytes.clone(), bytes.clone());
         one.handle
             .send(Command::SendDatagram { to, bytes })
@@ -562,7 +566,7 @@ fn tunnel_mesh_datagrams_share_the_port() {
             panic!();
         };
         assert_eq!(bytes, expected);
-        assert_eq!(from.0.ip().is_ipv4(), to.0.ip().is_ipv4(), "{from}");
+        assert_eq!(from.to.0.is_ipv4(), to.to.0.is_ipv4(), "{from}");
     }
 }
 
@@ -576,10 +580,8 @@ fn tunnel_a_narrower_path_slows_the_stream_and_does_not_stop_it() {
     }
     for (n, endpoint) in ["192.0.2.2:7117", "[fd11::2]:7117"].iter().enumerate() {
         one.know(2, Some(endpoint));
-        let (endpoint, device) = (Underlay(endpoint.parse().unwrap()), device(2));
-        one.handle
-            .send(Command::MovePeer { device, endpoint })
-            .unwrap();
+        let (path, device) = (Underlay(endpoint.parse().unwrap()).into(), device(2));
+        one.handle.send(Command::MovePeer { device, path }).unwrap();
         lab.stream((1, 2), v6(2), 1 << 20, || {});
         lab.stream((2, 1), v4(1), 1 << 20, || {});
         assert_eq!(one.handle.stats().handshakes_done, 1, "{n}");
@@ -714,6 +716,18 @@ fn tunnel_a_persistent_interface_outlives_its_tunnel_with_addresses_and_routes()
     first.shutdown();
     assert!(routes().contains("fd00::2"), "{}", routes());
     start().shutdown();
-    lab.inside(1, || crate::tun::remove("hedgerow0").unwrap());
+    lab.inside(1, remove_unused);
     assert!(!routes().contains("fd00::2"));
+}
+
+/// A program that another test starts holds our descriptors for the moment between fork and exec.
+fn remove_unused() {
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = crate::tun::remove("hedgerow0") {
+        assert!(
+            matches!(error, crate::tun::TunError::InUse { .. }) && Instant::now() < until,
+            "{error}"
+        );
+        std::thread::yield_now();
+    }
 }

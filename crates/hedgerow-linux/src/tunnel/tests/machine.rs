@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hedgerow_model::Mono;
+use hedgerow_model::path::Path;
 
 use super::pair::*;
 use crate::tunnel::{Command, PeerRefusal, PresharedKey, Report, Slot};
@@ -20,10 +21,14 @@ fn tunnel_the_waiting_packet_is_the_first_through_the_session() {
     assert_eq!(a.sent.len(), 1, "one initiation for three packets");
     pump(&mut a, &mut b, at(1));
     assert_eq!(b.got(), packets);
-    let (endpoint, device) = (b.at, b.device());
-    assert_eq!(a.said(), [Report::Established { device, endpoint }]);
-    let (endpoint, device) = (a.at, a.device());
-    assert_eq!(b.said(), [Report::Established { device, endpoint }]);
+    let (at_a, at_b) = (a.at, b.at);
+    for (node, other) in [(&mut a, at_b), (&mut b, at_a)] {
+        let said = node.said();
+        let [Report::Established { endpoint, psk, .. }] = said[..] else {
+            panic!("{said:?}");
+        };
+        assert_eq!((endpoint, psk), (other.into(), false));
+    }
     exchange(&mut a, &mut b, at(2));
     assert_eq!(a.core.stats().handshakes_begun, 1);
     assert_eq!(b.core.stats().handshakes_begun, 0);
@@ -382,23 +387,29 @@ fn tunnel_an_endpoint_moves_only_by_authenticated_packets_or_by_command() {
     pump(&mut a, &mut b, at(2));
     b.got();
     exchange(&mut a, &mut b, at(2));
-    let (endpoint, device) = (a.at, a.device());
+    let (endpoint, device) = (Path::direct(a.at), a.device());
     assert_eq!(b.said(), [Report::Roamed { device, endpoint }]);
     // A handshake does not move it, nor does a new peer setting under the same key.
     let mut stale = a.config();
-    stale.endpoint = Some(old);
+    stale.endpoint = Some(old.into());
     b.tell(Command::SetPeer(stale.clone()), at(3));
     b.send(&packet(v6(2), v6(1), b"x"), at(3));
-    assert_eq!(b.sent.pop().unwrap().0, endpoint);
+    assert_eq!(b.sent.pop().unwrap().0, endpoint.to);
     // Without a session it is believed.
     pass(&mut a, &mut b, 4..400);
     b.tell(Command::SetPeer(stale), at(400));
     b.send(&packet(v6(2), v6(1), b"x"), at(400));
     assert_eq!(b.sent.pop().unwrap().0, old);
-    b.tell(Command::MovePeer { device, endpoint }, at(401));
+    b.tell(
+        Command::MovePeer {
+            device,
+            path: endpoint,
+        },
+        at(401),
+    );
     assert_eq!(
         b.sent.pop().unwrap().0,
-        endpoint,
+        endpoint.to,
         "the handshake goes there at once"
     );
 }
@@ -522,7 +533,7 @@ fn tunnel_lists_its_peers() {
     let peers = answer.recv().unwrap();
     assert_eq!(peers.len(), 1);
     assert_eq!(peers[0].device, b.device());
-    assert_eq!(peers[0].endpoint, Some(b.at));
+    assert_eq!(peers[0].endpoint, Some(b.at.into()));
     assert_eq!(peers[0].session_age, Some(Duration::from_secs(5)));
     assert_eq!(peers[0].sent_bytes, 45);
 }
@@ -530,10 +541,11 @@ fn tunnel_lists_its_peers() {
 #[test]
 fn tunnel_mesh_datagrams_pass_both_ways_unread() {
     let mut a = Node::new(1);
-    let from = Node::new(2).at;
-    for first in [0x80, 0x81, 0xff] {
+    let at_b = Node::new(2).at;
+    let from = Path::direct(at_b);
+    for first in [0x80, 0x81, 0x82, 0xff] {
         let bytes = vec![first, 1, 2];
-        a.receive(from, &bytes, at(1));
+        a.receive(at_b, &bytes, at(1));
         assert_eq!(
             a.said(),
             [Report::Datagram {
@@ -549,9 +561,9 @@ fn tunnel_mesh_datagrams_pass_both_ways_unread() {
             },
             at(1),
         );
-        assert_eq!(a.sent.pop(), Some((from, bytes)));
+        assert_eq!(a.sent.pop(), Some((at_b, bytes)));
     }
-    for bytes in [vec![], vec![4, 0, 0, 0], vec![0x7f]] {
+    for bytes in [vec![], vec![4, 0, 0, 0], vec![0x7f], vec![0x84, 0, 0, 0]] {
         let to = from;
         a.tell(Command::SendDatagram { to, bytes }, at(1));
         assert!(

@@ -9,9 +9,9 @@ use hedgerow_model::ruleset::{Profile, Verdict};
 use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now, Wall};
 
-use crate::tunnel::core::{Core, CoreConfig, Entropy, OVERHEAD_BYTES, Output};
+use crate::tunnel::core::{Core, CoreConfig, Entropy, Handled, OVERHEAD_BYTES, Output};
 use crate::tunnel::message::{HEADER_BYTES, put};
-use crate::tunnel::{Command, PeerConfig, PrivateKey, Report, Slot};
+use crate::tunnel::{Command, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot};
 
 /// Different in every byte position and call, and the same in every run.
 pub(super) fn entropy(seed: u8) -> Entropy {
@@ -123,8 +123,10 @@ impl Node {
             slot: Slot::Current,
             public_key: secret(self.n).public(),
             addresses: addresses(self.n),
-            endpoint: Some(self.at),
+            endpoint: Some(self.at.into()),
             psk: None,
+            secrecy: Secrecy::Classical,
+            roaming: Roaming::Follow,
             keepalive: None,
         }
     }
@@ -159,8 +161,10 @@ impl Node {
     /// A datagram arrives.
     pub(super) fn receive(&mut self, from: Underlay, datagram: &[u8], now: Now) {
         let mut bytes = datagram.to_vec();
-        if let Some(range) = self.core.handle_datagram(from, &mut bytes, now) {
-            self.delivered.push(bytes[range].to_vec());
+        match self.core.handle_datagram(from, &mut bytes, now) {
+            Handled::Done => {}
+            Handled::Deliver(range) => self.delivered.push(bytes[range].to_vec()),
+            Handled::Forward(to) => self.sent.push((to, bytes)),
         }
         self.drain();
     }
@@ -173,7 +177,7 @@ impl Node {
     pub(super) fn drain(&mut self) {
         while let Some(output) = self.core.poll() {
             match output {
-                Output::Send { to, bytes } => self.sent.push((to, bytes)),
+                Output::Send { to, bytes, .. } => self.sent.push((to, bytes)),
                 Output::Deliver(packet) => self.delivered.push(packet),
                 Output::Report(report) => self.reports.push(report),
             }

@@ -98,7 +98,7 @@ fn two_who_want_each_other_at_once_meet_once() {
         assert_eq!(sets.count(), 1);
         assert_eq!(
             world.nodes[a].tunnel[&world.id(b)].endpoint,
-            Some(world.nodes[b].at)
+            Some(world.nodes[b].at.into())
         );
     }
     assert!(world.sent.len() <= 4);
@@ -167,7 +167,7 @@ fn a_new_key_stands_beside_the_old_one_for_the_overlap() {
     assert!(world.linked(0, 1));
     let tunnel = &world.nodes[1].tunnel[&world.id(0)];
     assert_eq!(tunnel.old_key, Some(first));
-    assert_eq!(tunnel.endpoint, Some(world.nodes[0].at), "not moved");
+    assert_eq!(tunnel.endpoint, Some(world.nodes[0].at.into()), "not moved");
     for node in &world.nodes {
         let moves = |o: &&Output| {
             matches!(

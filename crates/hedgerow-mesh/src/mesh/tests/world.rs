@@ -9,6 +9,7 @@ use hedgerow_identity::trust::{root_set_digest, sign_manifest};
 use hedgerow_model::Wall;
 use hedgerow_model::address::{OverlayAddresses, domain_prefix};
 use hedgerow_model::id::{DeviceName, Labels, Revision, SiteName, TrustDomain};
+use hedgerow_model::path::Path;
 use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{
     Issuer, Manifest, P256Public, P384Public, Revocation, RevocationList, Revoked, Role, RoleKey,
@@ -254,7 +255,7 @@ pub(super) struct Tunnel {
     pub(super) key: X25519Public,
     pub(super) old_key: Option<X25519Public>,
     pub(super) addresses: OverlayAddresses,
-    pub(super) endpoint: Option<Underlay>,
+    pub(super) endpoint: Option<Path>,
 }
 
 pub(super) struct Node {
@@ -391,7 +392,9 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, from: Underlay, to: usize, bytes: &[u8]) {
-        self.with(to, |mesh, view| mesh.handle_datagram(from, bytes, view));
+        self.with(to, |mesh, view| {
+            mesh.handle_datagram(from.into(), bytes, view)
+        });
     }
 
     fn drain(&mut self, node: usize) {
@@ -399,7 +402,7 @@ impl World {
             self.nodes[node].log.push(output.clone());
             match output {
                 Output::Resolve { query } => self.resolve(node, query),
-                Output::Send { to, bytes } => self.send(node, to, bytes),
+                Output::Send { to, bytes } => self.send(node, to.to, bytes),
                 Output::Admit { device, .. } => {
                     let denied = self.nodes[node].denied.contains(&device);
                     let word = if denied {
@@ -444,7 +447,16 @@ impl World {
                 Output::Forget(device) => {
                     self.nodes[node].disk.remove(&device);
                 }
-                Output::Release { .. } | Output::Reject { .. } | Output::Refused { .. } => {}
+                Output::Release { .. }
+                | Output::Reject { .. }
+                | Output::Refused { .. }
+                | Output::SendMessage { .. }
+                | Output::MovePeer { .. }
+                | Output::SetPathMtu { .. }
+                | Output::SetPsk { .. }
+                | Output::Rekey { .. }
+                | Output::SetRelay { .. }
+                | Output::ForgetRelay { .. } => {}
             }
         }
     }
@@ -516,7 +528,7 @@ impl World {
         };
         let reaches = |x: usize, y: usize| {
             let tunnel = self.nodes[x].tunnel.get(&self.id(y));
-            tunnel.is_some_and(|t| t.endpoint == Some(self.nodes[y].at))
+            tunnel.is_some_and(|t| t.endpoint == Some(self.nodes[y].at.into()))
         };
         holds(a, b) && holds(b, a) && (reaches(a, b) || reaches(b, a))
     }
@@ -525,7 +537,7 @@ impl World {
     pub(super) fn establish(&mut self, a: usize, b: usize) {
         assert!(self.linked(a, b));
         for (x, y) in [(a, b), (b, a)] {
-            let (device, at) = (self.id(y), self.nodes[y].at);
+            let (device, at) = (self.id(y), self.nodes[y].at.into());
             self.nodes[x].tunnel.get_mut(&device).unwrap().endpoint = Some(at);
             self.with(x, |mesh, view| {
                 mesh.handle_session(device, Session::Established(at), view);

@@ -1,0 +1,121 @@
+//! The machine's paths: where peers are, what is sent by another way, what is passed on.
+
+use hedgerow_model::Now;
+use hedgerow_model::address::Underlay;
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::{self, Path, RELAY_HEADER_BYTES};
+
+use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
+use super::message::{self, HEADER_BYTES};
+use super::timers::{self, NO_REPLY_TIMEOUT};
+use super::{Cut, PresharedKey};
+
+impl Core {
+    /// A relay's frame: one we pass on, or one for us.
+    pub(super) fn handle_frame(&mut self, from: Underlay, frame: &mut [u8], now: Now) -> Handled {
+        let Some((session, _)) = path::split_relay_frame(frame) else {
+            self.stats.dropped_malformed += 1;
+            return Handled::Done;
+        };
+        let Some(side) = self.relay.side(session) else {
+            let Some(datagram) = frame.get_mut(RELAY_HEADER_BYTES..) else {
+                return Handled::Done;
+            };
+            let at = |i: usize| i + RELAY_HEADER_BYTES;
+            return match self.handle_bare(Path::relayed(from, session), datagram, now) {
+                Some(range) => Handled::Deliver(at(range.start)..at(range.end)),
+                None => Handled::Done,
+            };
+        };
+        let place = |device| self.peers.get(self.peers.by_device(&device)?)?.endpoint;
+        let is_its = place(side.from) == Some(Path::direct(from));
+        let to = place(side.to).filter(Path::is_direct);
+        let Some(to) = to.filter(|_| is_its) else {
+            self.stats.dropped_relay += 1;
+            return Handled::Done;
+        };
+        message::put(frame, 0, &path::relay_header(side.out));
+        self.stats.relayed_frames += 1;
+        self.stats.relayed_bytes += u64::try_from(frame.len()).unwrap_or(0);
+        Handled::Forward(to.to)
+    }
+
+    /// Sends a datagram, inside a relay's frame where the path has one.
+    pub(super) fn send(&mut self, to: Path, bytes: Vec<u8>) {
+        let bytes = match to.relay {
+            None => bytes,
+            Some(session) => [&path::relay_header(session)[..], &bytes].concat(),
+        };
+        self.outputs.push_back(Output::Send {
+            to: to.to,
+            bytes,
+            cut: Cut::Allowed,
+        });
+    }
+
+    pub(super) fn move_peer(&mut self, device: &DeviceId, path: Path, now: Now) {
+        let Some(place) = self.peers.by_device(device) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        let is_other = peer.endpoint.replace(path) != Some(path);
+        let is_live = peer.sender(now.mono).is_some();
+        if is_other && peer.handshake.is_some() {
+            self.hasten_handshake(place, now);
+        } else if is_other && !is_live && peer.waiting.len() > 0 {
+            self.begin_handshake(place, now);
+        }
+    }
+
+    pub(super) fn set_psk(&mut self, device: &DeviceId, psk: Option<PresharedKey>) {
+        let place = self.peers.by_device(device);
+        let peer = place.and_then(|p| self.peers.get_mut(p));
+        if let Some(key) = peer.and_then(|p| p.current_key.as_mut()) {
+            key.set_psk(psk);
+        }
+    }
+
+    /// Seals a message of our agent into the session that lives, and sends it by `via`.
+    pub(super) fn send_message(
+        &mut self,
+        device: &DeviceId,
+        via: Option<Path>,
+        (message, cut): (&[u8], Cut),
+        now: Now,
+    ) {
+        let len = message.len();
+        let place = self.peers.by_device(device).filter(|_| len <= self.mtu);
+        let mut bytes = vec![0; len + OVERHEAD_BYTES];
+        message::put(&mut bytes, HEADER_BYTES, message);
+        let mtu = self.mtu;
+        let peer = place.and_then(|p| self.peers.get_mut(p));
+        let sealed = peer.and_then(|peer| {
+            let path = via.or(peer.endpoint)?;
+            let session = peer.sender(now.mono)?;
+            let sealed = session.seal(&mut bytes, len, mtu)?;
+            let rekey =
+                timers::rekey_on_send(session.agreed.side, session.age(now.mono), session.counter);
+            if via.is_none() {
+                peer.due.keepalive = None;
+                peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+                peer.due.reply.get_or_insert(now.mono + NO_REPLY_TIMEOUT);
+            }
+            Some((path, sealed, rekey))
+        });
+        let (Some(place), Some((path, sealed, rekey))) = (place, sealed) else {
+            self.stats.dropped_messages += 1;
+            return;
+        };
+        bytes.truncate(sealed);
+        self.send(path, bytes);
+        if let Some(Output::Send { cut: allowed, .. }) = self.outputs.back_mut() {
+            *allowed = cut;
+        }
+        if rekey {
+            self.begin_handshake(place, now);
+        }
+        self.arm(place);
+    }
+}

@@ -1,0 +1,291 @@
+//! Paths, messages of agents, relays and pre-shared keys.
+
+use hedgerow_model::message::{self, MessageKind};
+use hedgerow_model::path::{Path, RelaySession, relay_header};
+
+use super::pair::*;
+use crate::tunnel::{Command, Cut, PresharedKey, Report, Roaming, Secrecy};
+
+fn psk(n: u8) -> PresharedKey {
+    PresharedKey::from_bytes([n; 32])
+}
+
+fn say(to: &Node, via: Option<Path>, content: &[u8]) -> Command {
+    Command::SendMessage {
+        device: to.device(),
+        via,
+        bytes: message::encode(MessageKind::Path, content).unwrap(),
+        cut: Cut::Allowed,
+    }
+}
+
+/// Two nodes in session whose endpoints only the mesh moves.
+fn reporting_pair() -> (Node, Node) {
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    let (mut to_a, mut to_b) = (a.config(), b.config());
+    to_a.roaming = Roaming::Report;
+    to_b.roaming = Roaming::Report;
+    a.tell(Command::SetPeer(to_b), at(0));
+    b.tell(Command::SetPeer(to_a), at(0));
+    a.send(&packet(v6(1), v6(2), b"x"), at(1));
+    pump(&mut a, &mut b, at(1));
+    a.said();
+    b.said();
+    b.got();
+    (a, b)
+}
+
+#[test]
+fn tunnel_messages_of_agents_are_handed_up_and_never_delivered() {
+    let (mut a, mut b) = reporting_pair();
+    a.tell(say(&b, None, b"hello"), at(2));
+    pump(&mut a, &mut b, at(2));
+    let said = b.said();
+    let [
+        Report::Message {
+            device,
+            from,
+            bytes,
+        },
+    ] = &said[..]
+    else {
+        panic!("{said:?}");
+    };
+    assert_eq!((*device, *from), (a.device(), a.at.into()));
+    assert_eq!(
+        message::decode(bytes),
+        Some((MessageKind::Path, &b"hello"[..]))
+    );
+    assert!(b.got().is_empty());
+    // Without a session nothing is sent, nothing waits.
+    let mut lonely = Node::new(3);
+    lonely.tell(Command::SetPeer(b.config()), at(2));
+    lonely.tell(say(&b, None, b"hello"), at(2));
+    assert!(lonely.sent.is_empty());
+    assert_eq!(lonely.core.stats().dropped_messages, 1);
+}
+
+#[test]
+fn tunnel_a_probe_by_another_path_moves_nothing_and_packets_from_there_are_reported() {
+    let (mut a, mut b) = reporting_pair();
+    let other = a.at;
+    a.at = Node::new(7).at;
+    a.tell(say(&b, Some(b.at.into()), b"probe"), at(2));
+    pump(&mut a, &mut b, at(2));
+    assert!(matches!(b.said()[..], [Report::Message { from, .. }] if from == a.at.into()));
+    for second in [3, 3] {
+        a.send(&packet(v6(1), v6(2), b"y"), at(second));
+        pump(&mut a, &mut b, at(second));
+    }
+    let (device, from) = (a.device(), a.at.into());
+    assert_eq!(b.said(), [Report::Heard { device, from }], "once");
+    assert_eq!(b.got().len(), 2, "and delivered");
+    b.send(&packet(v6(2), v6(1), b"z"), at(3));
+    assert_eq!(b.sent.pop().unwrap().0, other, "still there");
+    b.tell(Command::MovePeer { device, path: from }, at(4));
+    b.send(&packet(v6(2), v6(1), b"z"), at(4));
+    assert_eq!(b.sent.pop().unwrap().0, a.at);
+}
+
+#[test]
+fn tunnel_a_relay_passes_on_what_its_sides_send_and_nobody_else() {
+    let (mut a, mut b) = reporting_pair();
+    let mut relay = Node::new(9);
+    for node in [&mut a, &mut b] {
+        let mut config = node.config();
+        config.roaming = Roaming::Report;
+        relay.tell(Command::SetPeer(config), at(2));
+    }
+    let (of_a, of_b) = (RelaySession(0xa), RelaySession(0xb));
+    for (session, from, to) in [
+        (of_a, a.device(), (b.device(), of_b)),
+        (of_b, b.device(), (a.device(), of_a)),
+    ] {
+        relay.tell(Command::SetRelay { session, from, to }, at(2));
+    }
+    let path = Path::relayed(relay.at, of_a);
+    a.tell(
+        Command::MovePeer {
+            device: b.device(),
+            path,
+        },
+        at(2),
+    );
+    a.send(&packet(v6(1), v6(2), b"through"), at(3));
+    let (to, frame) = a.sent.pop().unwrap();
+    assert_eq!((to, &frame[..8]), (relay.at, &relay_header(of_a)[..]));
+    relay.receive(Node::new(66).at, &frame, at(3));
+    assert!(relay.sent.is_empty(), "not from where its side is");
+    assert_eq!(relay.core.stats().dropped_relay, 1);
+    relay.receive(a.at, &frame, at(3));
+    let (to, frame) = relay.sent.pop().unwrap();
+    assert_eq!((to, &frame[..8]), (b.at, &relay_header(of_b)[..]));
+    b.receive(relay.at, &frame, at(3));
+    assert_eq!(b.got(), [packet(v6(1), v6(2), b"through")]);
+    let from = Path::relayed(relay.at, of_b);
+    let device = a.device();
+    assert_eq!(b.said(), [Report::Heard { device, from }]);
+    relay.tell(Command::ForgetRelay { session: of_a }, at(4));
+    relay.receive(a.at, &frame, at(4));
+    assert!(relay.sent.is_empty(), "a frame for the relay itself");
+}
+
+#[test]
+fn tunnel_a_handshake_through_a_relay_is_answered_through_it() {
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    let relay = Node::new(9).at;
+    let session = RelaySession(5);
+    let mut to_b = b.config();
+    to_b.endpoint = Some(Path::relayed(relay, session));
+    let mut to_a = a.config();
+    to_a.endpoint = None;
+    to_a.roaming = Roaming::Report;
+    a.tell(Command::SetPeer(to_b), at(0));
+    b.tell(Command::SetPeer(to_a), at(0));
+    a.send(&packet(v6(1), v6(2), b"x"), at(1));
+    for _ in 0..4 {
+        for (to, frame) in std::mem::take(&mut a.sent) {
+            assert_eq!(to, relay);
+            b.receive(relay, &frame, at(1));
+        }
+        for (to, frame) in std::mem::take(&mut b.sent) {
+            assert_eq!(to, relay);
+            a.receive(relay, &frame, at(1));
+        }
+    }
+    assert_eq!(b.got().len(), 1);
+    let endpoint = Path::relayed(relay, session);
+    let said = b.said();
+    assert!(matches!(said[..], [Report::Established { endpoint: e, .. }] if e == endpoint));
+}
+
+#[test]
+fn tunnel_a_new_pre_shared_key_works_while_only_one_side_has_it() {
+    let (mut a, mut b) = reporting_pair();
+    // A has it and begins: B answers under what it has, and A takes that as the former key.
+    for (first, key) in [(1, 5), (100, 6)] {
+        let device = b.device();
+        a.tell(
+            Command::SetPsk {
+                device,
+                psk: Some(psk(key)),
+            },
+            at(first),
+        );
+        a.tell(Command::Rekey { device }, at(first + 1));
+        pump(&mut a, &mut b, at(first + 1));
+        let said = a.said();
+        let had = key == 6;
+        assert!(
+            matches!(said[..], [Report::Established { psk, .. }] if psk == had),
+            "{said:?}"
+        );
+        let device = a.device();
+        b.tell(
+            Command::SetPsk {
+                device,
+                psk: Some(psk(key)),
+            },
+            at(first + 2),
+        );
+        b.tell(Command::Rekey { device }, at(first + 3));
+        pump(&mut a, &mut b, at(first + 3));
+        for node in [&mut a, &mut b] {
+            let said = node.said();
+            let newest = said.last();
+            assert!(matches!(
+                newest,
+                Some(Report::Established { psk: true, .. })
+            ));
+        }
+    }
+}
+
+#[test]
+fn tunnel_a_session_under_the_new_key_ends_the_former_one() {
+    let (mut a, mut b) = reporting_pair();
+    for (node, other) in [(&mut a, b.device()), (&mut b, Node::new(1).device())] {
+        node.tell(
+            Command::SetPsk {
+                device: other,
+                psk: Some(psk(5)),
+            },
+            at(2),
+        );
+    }
+    let device = b.device();
+    a.tell(Command::Rekey { device }, at(2));
+    pump(&mut a, &mut b, at(2));
+    assert!(matches!(
+        a.said()[..],
+        [Report::Established { psk: true, .. }]
+    ));
+    // B forgets it, as an attacker who could break the key agreement would want it to.
+    let other = a.device();
+    b.tell(
+        Command::SetPsk {
+            device: other,
+            psk: None,
+        },
+        at(3),
+    );
+    a.tell(Command::Rekey { device }, at(4));
+    pump(&mut a, &mut b, at(4));
+    assert!(a.said().is_empty(), "no way back to no key");
+    assert!(a.core.stats().dropped_forged > 0);
+}
+
+#[test]
+fn tunnel_where_a_pre_shared_key_is_required_packets_wait_for_it_and_messages_do_not() {
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    let (mut to_a, mut to_b) = (a.config(), b.config());
+    to_b.secrecy = Secrecy::PostQuantum;
+    a.tell(Command::SetPeer(to_b), at(0));
+    b.tell(Command::SetPeer(to_a.clone()), at(0));
+    a.send(&packet(v6(1), v6(2), b"secret"), at(1));
+    pump(&mut a, &mut b, at(1));
+    a.send(&packet(v6(1), v6(2), b"secret too"), at(1));
+    pump(&mut a, &mut b, at(1));
+    assert!(b.got().is_empty(), "nothing under the classical session");
+    a.tell(say(&b, None, b"exchange"), at(2));
+    b.send(&packet(v6(2), v6(1), b"careless"), at(2));
+    pump(&mut a, &mut b, at(2));
+    assert!(a.got().is_empty());
+    assert_eq!(a.core.stats().dropped_not_secret, 1);
+    assert!(b.said().iter().any(|r| matches!(r, Report::Message { .. })));
+    to_a.psk = Some(psk(7));
+    b.tell(Command::SetPeer(to_a), at(3));
+    let device = b.device();
+    a.tell(
+        Command::SetPsk {
+            device,
+            psk: Some(psk(7)),
+        },
+        at(3),
+    );
+    a.tell(Command::Rekey { device }, at(3));
+    pump(&mut a, &mut b, at(3));
+    assert_eq!(b.got().len(), 2, "those that waited");
+}
+
+#[test]
+fn tunnel_packets_above_a_path_s_bound_are_answered_with_too_big() {
+    let (mut a, mut b) = reporting_pair();
+    let device = b.device();
+    a.tell(
+        Command::SetPathMtu {
+            device,
+            mtu: Some(1300),
+        },
+        at(2),
+    );
+    a.send(&packet(v6(1), v6(2), &[0; 1300]), at(3));
+    pump(&mut a, &mut b, at(3));
+    assert!(b.got().is_empty());
+    let answer = a.got().pop().unwrap();
+    assert_eq!((answer[6], answer[40], answer[41]), (58, 2, 0));
+    assert_eq!(answer[44..48], 1300u32.to_be_bytes());
+    a.send(&packet(v6(1), v6(2), &[0; 1200]), at(3));
+    pump(&mut a, &mut b, at(3));
+    assert_eq!(b.got().len(), 1);
+}
