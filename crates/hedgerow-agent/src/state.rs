@@ -32,12 +32,12 @@ use std::time::Duration;
 use hedgerow_identity::Verified;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
-use hedgerow_linux::tunnel::{Cut, Rejection};
-use hedgerow_mesh::{Memory, Mesh, OwnIdentity, Psk, View};
+use hedgerow_linux::tunnel::Rejection;
+use hedgerow_mesh::{Memory, Mesh, OwnIdentity, TunnelOrder, View};
 use hedgerow_model::address::{Overlay, OverlayAddresses, Prefix};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
-use hedgerow_model::path::{Path, RelaySession};
+use hedgerow_model::path::Path;
 use hedgerow_model::program::{DeviceState, Program};
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::ruleset::{Askers, Profile, ProfileId, Ruleset};
@@ -116,36 +116,8 @@ pub(crate) enum ToTunnel {
     RemovePeer(DeviceId),
     /// Send a datagram from the tunnel's port.
     Send(Path, Vec<u8>),
-    /// Send a message to a peer's agent.
-    Message {
-        /// Which device.
-        device: DeviceId,
-        /// By which path.
-        via: Option<Path>,
-        /// The message.
-        bytes: Vec<u8>,
-        /// Whether the network may cut it.
-        cut: Cut,
-    },
-    /// Send to a peer by another path.
-    MovePeer(DeviceId, Path),
-    /// Bound the packets to a peer.
-    SetPathMtu(DeviceId, Option<u16>),
-    /// Mix a key into a peer's handshakes.
-    SetPsk(DeviceId, Psk),
-    /// Begin a handshake although a session lives.
-    Rekey(DeviceId),
-    /// Pass on a side's frames.
-    SetRelay {
-        /// The session as that side knows it.
-        session: RelaySession,
-        /// That side.
-        from: DeviceId,
-        /// The other side, and the number there.
-        to: (DeviceId, RelaySession),
-    },
-    /// Pass a session's frames on no more.
-    ForgetRelay(RelaySession),
+    /// What the mesh tells it alone.
+    Mesh(TunnelOrder),
     /// Packets that wait for this address may go if this profile lets them.
     Release(Overlay, Box<Profile>),
     /// Packets that wait for this address are refused, and their programs told so.

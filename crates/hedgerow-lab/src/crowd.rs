@@ -290,13 +290,7 @@ impl Peer {
                 }
                 Output::Reject { reason, .. } => anyhow::bail!("no way to the agent: {reason}"),
                 Output::ForgetOldKey { .. }
-                | Output::SendMessage { .. }
-                | Output::MovePeer { .. }
-                | Output::SetPathMtu { .. }
-                | Output::SetPsk { .. }
-                | Output::Rekey { .. }
-                | Output::SetRelay { .. }
-                | Output::ForgetRelay { .. }
+                | Output::Tunnel(_)
                 | Output::Release { .. }
                 | Output::RemovePeer { .. }
                 | Output::Refused { .. }

@@ -50,4 +50,4 @@ pub use mesh::{
     KEY_OVERLAP, LOOKUPS_MAX, Mesh, OwnError, OwnIdentity, PEERS_MAX, PeerStatus, REJOIN_MAX,
     REPORT_EVERY, Resolved, Session, Status, UNREACHABLE_FOR, UNREACHABLE_MAX, View, Work,
 };
-pub use output::{Output, Psk, Refusal, Removal, Unreachable};
+pub use output::{Output, Psk, Refusal, Removal, TunnelOrder, Unreachable};

@@ -50,6 +50,54 @@ pub enum Output {
         /// Where it can be tried; absent for a peer that will come to us or is already reached.
         endpoint: Option<Path>,
     },
+    /// Tell the tunnel what concerns it alone.
+    Tunnel(TunnelOrder),
+    /// The overlap of two keys is over.
+    ForgetOldKey {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// Packets that wait for this address may go to the peer just set.
+    Release {
+        /// The address that was wanted.
+        address: Overlay,
+    },
+    /// Packets that wait for this address will not go.
+    Reject {
+        /// The address that was wanted.
+        address: Overlay,
+        /// Why.
+        reason: Unreachable,
+    },
+    /// Cut the peer off, kernel first, then the tunnel.
+    RemovePeer {
+        /// Which device.
+        device: DeviceId,
+        /// The addresses it held.
+        addresses: OverlayAddresses,
+        /// Why.
+        reason: Removal,
+    },
+    /// Somebody was refused; at most one per reason and [`crate::REPORT_EVERY`].
+    Refused {
+        /// Why.
+        reason: Refusal,
+        /// Where the message came from; proves nothing.
+        source: Option<Path>,
+        /// Which device, where that was proven.
+        device: Option<DeviceId>,
+        /// How many of the same reason went unreported since the last.
+        suppressed: u64,
+    },
+    /// Write this to the disk cache, in place of the device's former record.
+    Remember(Memory),
+    /// Delete the device's record from the disk cache.
+    Forget(DeviceId),
+}
+
+/// What only the tunnel is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TunnelOrder {
     /// Send a message to a peer's agent inside the tunnel.
     SendMessage {
         /// Which device.
@@ -101,47 +149,6 @@ pub enum Output {
         /// The session.
         session: RelaySession,
     },
-    /// The overlap of two keys is over.
-    ForgetOldKey {
-        /// Which device.
-        device: DeviceId,
-    },
-    /// Packets that wait for this address may go to the peer just set.
-    Release {
-        /// The address that was wanted.
-        address: Overlay,
-    },
-    /// Packets that wait for this address will not go.
-    Reject {
-        /// The address that was wanted.
-        address: Overlay,
-        /// Why.
-        reason: Unreachable,
-    },
-    /// Cut the peer off, kernel first, then the tunnel.
-    RemovePeer {
-        /// Which device.
-        device: DeviceId,
-        /// The addresses it held.
-        addresses: OverlayAddresses,
-        /// Why.
-        reason: Removal,
-    },
-    /// Somebody was refused; at most one per reason and [`crate::REPORT_EVERY`].
-    Refused {
-        /// Why.
-        reason: Refusal,
-        /// Where the message came from; proves nothing.
-        source: Option<Path>,
-        /// Which device, where that was proven.
-        device: Option<DeviceId>,
-        /// How many of the same reason went unreported since the last.
-        suppressed: u64,
-    },
-    /// Write this to the disk cache, in place of the device's former record.
-    Remember(Memory),
-    /// Delete the device's record from the disk cache.
-    Forget(DeviceId),
 }
 
 /// A pre-shared key that two agents agreed on; wiped from memory when dropped.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use hedgerow_identity::certificate::{Purpose, check_leaf};
 use hedgerow_identity::rotation::Uplink;
 use hedgerow_linux::tunnel::{
-    Command, PeerConfig, PresharedKey, PrivateKey, Report, Roaming, Secrecy, Slot, Tunnel,
+    Command, Cut, PeerConfig, PresharedKey, PrivateKey, Report, Roaming, Secrecy, Slot, Tunnel,
     TunnelConfig,
 };
 use hedgerow_linux::{conntrack, hosts, process};
-use hedgerow_mesh::OwnIdentity;
+use hedgerow_mesh::{OwnIdentity, TunnelOrder};
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::resource::ResourceKind;
@@ -141,13 +141,7 @@ impl Daemon {
             | ToTunnel::ForgetOldKey(_)
             | ToTunnel::RemovePeer(_)
             | ToTunnel::Send(..)
-            | ToTunnel::Message { .. }
-            | ToTunnel::MovePeer(..)
-            | ToTunnel::SetPathMtu(..)
-            | ToTunnel::SetPsk(..)
-            | ToTunnel::Rekey(_)
-            | ToTunnel::SetRelay { .. }
-            | ToTunnel::ForgetRelay(_)
+            | ToTunnel::Mesh(_)
             | ToTunnel::Release(..)
             | ToTunnel::Reject(..) => None,
         };
@@ -692,26 +686,7 @@ fn command_for(order: ToTunnel) -> Command {
             roaming: Roaming::Follow,
             keepalive: None,
         }),
-        ToTunnel::Message {
-            device,
-            via,
-            bytes,
-            cut,
-        } => Command::SendMessage {
-            device,
-            via,
-            bytes,
-            cut,
-        },
-        ToTunnel::MovePeer(device, path) => Command::MovePeer { device, path },
-        ToTunnel::SetPathMtu(device, mtu) => Command::SetPathMtu { device, mtu },
-        ToTunnel::SetPsk(device, psk) => Command::SetPsk {
-            device,
-            psk: Some(PresharedKey::from_bytes(*psk.expose())),
-        },
-        ToTunnel::Rekey(device) => Command::Rekey { device },
-        ToTunnel::SetRelay { session, from, to } => Command::SetRelay { session, from, to },
-        ToTunnel::ForgetRelay(session) => Command::ForgetRelay { session },
+        ToTunnel::Mesh(order) => command_of_mesh(order),
         ToTunnel::ForgetOldKey(device) => Command::ForgetPeerKey {
             device,
             slot: Slot::Previous,
@@ -720,6 +695,34 @@ fn command_for(order: ToTunnel) -> Command {
         ToTunnel::Send(to, bytes) => Command::SendDatagram { to, bytes },
         ToTunnel::Release(dst, profile) => Command::Release { dst, profile },
         ToTunnel::Reject(dst, why) => Command::RejectQueued { dst, why },
+    }
+}
+
+fn command_of_mesh(order: TunnelOrder) -> Command {
+    match order {
+        TunnelOrder::SendMessage {
+            device,
+            via,
+            bytes,
+            measures_mtu,
+        } => Command::SendMessage {
+            device,
+            via,
+            bytes,
+            cut: match measures_mtu {
+                true => Cut::Refused,
+                false => Cut::Allowed,
+            },
+        },
+        TunnelOrder::MovePeer { device, path } => Command::MovePeer { device, path },
+        TunnelOrder::SetPathMtu { device, mtu } => Command::SetPathMtu { device, mtu },
+        TunnelOrder::SetPsk { device, psk } => Command::SetPsk {
+            device,
+            psk: Some(PresharedKey::from_bytes(*psk.expose())),
+        },
+        TunnelOrder::Rekey { device } => Command::Rekey { device },
+        TunnelOrder::SetRelay { session, from, to } => Command::SetRelay { session, from, to },
+        TunnelOrder::ForgetRelay { session } => Command::ForgetRelay { session },
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hedgerow_identity::Verified;
-use hedgerow_linux::tunnel::{Cut, Rejection, Report};
+use hedgerow_linux::tunnel::{Rejection, Report};
 use hedgerow_mesh::{Admission, Output, Resolved, Session, Unreachable};
 use hedgerow_model::Now;
 use hedgerow_model::address::{Overlay, OverlayAddresses};
@@ -113,13 +113,7 @@ impl State {
                     addresses,
                     endpoint,
                 } => self.install(device, wireguard_key, addresses, endpoint, now),
-                output @ (Output::SendMessage { .. }
-                | Output::MovePeer { .. }
-                | Output::SetPathMtu { .. }
-                | Output::SetPsk { .. }
-                | Output::Rekey { .. }
-                | Output::SetRelay { .. }
-                | Output::ForgetRelay { .. }) => self.tell_tunnel(output),
+                Output::Tunnel(order) => self.steps.push_back(Step::Tunnel(ToTunnel::Mesh(order))),
                 Output::ForgetOldKey { device } => self
                     .steps
                     .push_back(Step::Tunnel(ToTunnel::ForgetOldKey(device))),
@@ -172,34 +166,6 @@ impl State {
                 Output::Forget(device) => self.steps.push_back(Step::Forget(device)),
             }
         }
-    }
-
-    /// Hands on what concerns the tunnel alone.
-    fn tell_tunnel(&mut self, output: Output) {
-        let order = match output {
-            Output::SendMessage {
-                device,
-                via,
-                bytes,
-                measures_mtu,
-            } => ToTunnel::Message {
-                device,
-                via,
-                bytes,
-                cut: match measures_mtu {
-                    true => Cut::Refused,
-                    false => Cut::Allowed,
-                },
-            },
-            Output::MovePeer { device, path } => ToTunnel::MovePeer(device, path),
-            Output::SetPathMtu { device, mtu } => ToTunnel::SetPathMtu(device, mtu),
-            Output::SetPsk { device, psk } => ToTunnel::SetPsk(device, psk),
-            Output::Rekey { device } => ToTunnel::Rekey(device),
-            Output::SetRelay { session, from, to } => ToTunnel::SetRelay { session, from, to },
-            Output::ForgetRelay { session } => ToTunnel::ForgetRelay(session),
-            _ => return,
-        };
-        self.steps.push_back(Step::Tunnel(order));
     }
 
     fn ask(&mut self, query: PeerQuery, now: Now) {

@@ -170,13 +170,7 @@ fn converse(
                 | Output::Release { .. }
                 | Output::Reject { .. }
                 | Output::RemovePeer { .. }
-                | Output::SendMessage { .. }
-                | Output::MovePeer { .. }
-                | Output::SetPathMtu { .. }
-                | Output::SetPsk { .. }
-                | Output::Rekey { .. }
-                | Output::SetRelay { .. }
-                | Output::ForgetRelay { .. }
+                | Output::Tunnel(_)
                 | Output::Refused { .. }
                 | Output::Remember(_)
                 | Output::Forget(_) => {}

@@ -530,13 +530,7 @@ impl Machine {
                 self.tunnel_keys.push(key);
                 "set peer".into()
             }
-            ToTunnel::Message { device, .. } => format!("message {device}"),
-            ToTunnel::MovePeer(device, path) => format!("move {device} {path}"),
-            ToTunnel::SetPathMtu(device, mtu) => format!("bound {device} {mtu:?}"),
-            ToTunnel::SetPsk(device, _) => format!("psk {device}"),
-            ToTunnel::Rekey(device) => format!("rekey {device}"),
-            ToTunnel::SetRelay { session, .. } => format!("relay {session}"),
-            ToTunnel::ForgetRelay(session) => format!("forget relay {session}"),
+            ToTunnel::Mesh(order) => format!("{order:?}"),
             ToTunnel::ForgetOldKey(_) => "forget old key".into(),
             ToTunnel::RemovePeer(device) => {
                 self.tunnel_peers.retain(|d| *d != device);

@@ -450,13 +450,7 @@ impl World {
                 Output::Release { .. }
                 | Output::Reject { .. }
                 | Output::Refused { .. }
-                | Output::SendMessage { .. }
-                | Output::MovePeer { .. }
-                | Output::SetPathMtu { .. }
-                | Output::SetPsk { .. }
-                | Output::Rekey { .. }
-                | Output::SetRelay { .. }
-                | Output::ForgetRelay { .. } => {}
+                | Output::Tunnel(_) => {}
             }
         }
     }
