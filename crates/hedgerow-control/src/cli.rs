@@ -56,6 +56,20 @@ enum Command {
         #[arg(long, default_value = DIR_DEFAULT)]
         dir: PathBuf,
     },
+    /// Revoke a device while the controller is down, and write the signed list that any device takes
+    /// (`hedgerow-agent revocations import FILE`) and hands on to all others.
+    Revoke {
+        /// The device: name.site, name or id.
+        device: String,
+        /// Why, for the record.
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// Where to write the list, for a device to take.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
     /// The operators' certificates.
     #[command(subcommand)]
     Operator(OperatorCommand),
@@ -241,6 +255,21 @@ async fn execute(command: Command) -> anyhow::Result<()> {
                  --config {}\nAgents hand up what they know that the backup does not.",
                 dir.display(),
                 Layout::new(&dir).config().display()
+            ))
+        }
+        Command::Revoke {
+            device,
+            reason,
+            out,
+            config,
+        } => {
+            let clock = Clock::start();
+            let version = operator::revoke(&config.path(), (&device, &reason), &out, clock).await?;
+            say(&format!(
+                "revoked {device}; list {version} is in {}.\nCarry it to any device of the fleet: \
+                 hedgerow-agent revocations import {}",
+                out.display(),
+                out.display()
             ))
         }
         Command::Config(ConfigCommand::Show {

@@ -5,19 +5,21 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use hedgerow_identity::key::{PublicKey, SigningKey as _, SoftwareP256, SoftwareP384};
 use hedgerow_identity::trust::{Trust, sign_manifest};
-use hedgerow_model::id::OperatorName;
+use hedgerow_model::id::{OperatorName, Revision};
 use hedgerow_model::statement::{Issuer, Manifest};
 use rcgen::KeyPair;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::load_trust;
+use crate::control::{Controller, load_trust};
 use crate::disk;
 use crate::init::{ISSUER_DAYS, write_operator};
 use crate::issue::{self, FreshKey};
+use crate::journal;
 use crate::keys::{self, Layout};
 use crate::root_file;
-use crate::run::open;
+use crate::run::{hold, open};
+use crate::service::devices::Ending;
 use crate::store::add_manifest;
 
 /// Makes a new certificate for an operator.
@@ -72,6 +74,40 @@ pub(crate) async fn renew_issuer(
     change.commit().await?;
     store.close().await;
     Ok(version)
+}
+
+/// Revokes a device with the controller's keys at hand, while no controller runs, and writes the signed
+/// list to `out`. The revocation is in the store before: a controller that starts again has it.
+pub(crate) async fn revoke(
+    config_file: &Path,
+    (device, reason): (&str, &str),
+    out: &Path,
+    clock: Clock,
+) -> anyhow::Result<Revision> {
+    let config = Config::load(config_file).map_err(anyhow::Error::msg)?;
+    let layout = Layout::new(&config.dir);
+    let _alone =
+        hold(&layout).context("a running controller revokes by `hedgerow device revoke`")?;
+    let store = open(&layout).await?;
+    let (notes, waiting) = journal::channel();
+    let writer = tokio::spawn(journal::run(store.clone(), waiting));
+    let control = Controller::load(config, clock, store.clone(), notes).await?;
+    let (_, revision) = control
+        .end_device("operator", device, Ending::Revoked, reason)
+        .await?;
+    let snapshot = control.snapshot();
+    let list = snapshot.standing.revocations().context("no list")?;
+    disk::write(out, list.bytes()).with_context(|| {
+        format!(
+            "{device} is revoked, but the list cannot be written to {}",
+            out.display()
+        )
+    })?;
+    drop(control);
+    // The event is written by then.
+    writer.await?;
+    store.close().await;
+    Ok(revision)
 }
 
 fn next_manifest(
