@@ -49,6 +49,7 @@ pub mod limits;
 mod mac;
 pub mod message;
 mod noise;
+pub mod offload;
 mod outbox;
 mod paths;
 mod peers;
