@@ -1,6 +1,6 @@
-//! The TUN device: whole IP packets to and from the kernel.
+//! The TUN device: whole IP packets to and from the kernel, many at once where it can.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use hedgerow_model::Fault;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,14 +8,66 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, opcode};
 
+use crate::tunnel::offload::virtio::HEADER_BYTES;
+
 /// Bytes of an interface name, without the terminating zero.
 pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 const IFF_TUN: u16 = 0x0001;
 const IFF_NO_PI: u16 = 0x1000;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_VNET_HDR: u16 = 0x4000;
 const TUNSETIFF: ioctl::Opcode = opcode::write::<i32>(b'T', 202);
 const TUNSETPERSIST: ioctl::Opcode = opcode::write::<i32>(b'T', 203);
+
+const TUNSETOFFLOAD: ioctl::Opcode = opcode::write::<u32>(b'T', 208);
+const TUNSETVNETHDRSZ: ioctl::Opcode = opcode::write::<i32>(b'T', 216);
+const OFFLOAD_CHECKSUM: usize = 0x01;
+const OFFLOAD_TCP: usize = 0x02 | 0x04;
+const OFFLOAD_TCP_ECN: usize = 0x08;
+const OFFLOAD_UDP: usize = 0x20 | 0x40;
+/// Queues of one device.
+pub const QUEUES_MAX: usize = 16;
+
+/// What the kernel leaves to us, each with what stands before it. Kernels have learnt it in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Offload {
+    /// Finished packets only, without a header before them.
+    Nothing,
+    /// A header before each packet, and packets without checksums (Linux 2.6.27).
+    Checksums,
+    /// Many TCP segments in one packet.
+    Tcp,
+    /// The same with congestion marks.
+    TcpEcn,
+    /// Many UDP datagrams in one packet (Linux 6.2).
+    #[default]
+    Udp,
+}
+
+impl Offload {
+    /// What to try after this.
+    fn less(self) -> Option<Self> {
+        match self {
+            Self::Udp => Some(Self::TcpEcn),
+            Self::TcpEcn => Some(Self::Tcp),
+            Self::Tcp => Some(Self::Checksums),
+            Self::Checksums => Some(Self::Nothing),
+            Self::Nothing => None,
+        }
+    }
+
+    fn flags(self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Checksums => OFFLOAD_CHECKSUM,
+            Self::Tcp => OFFLOAD_CHECKSUM | OFFLOAD_TCP,
+            Self::TcpEcn => OFFLOAD_CHECKSUM | OFFLOAD_TCP | OFFLOAD_TCP_ECN,
+            Self::Udp => OFFLOAD_CHECKSUM | OFFLOAD_TCP | OFFLOAD_TCP_ECN | OFFLOAD_UDP,
+        }
+    }
+}
 
 /// Whether the interface stays when the last descriptor is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,11 +132,12 @@ impl TunError {
     }
 }
 
-/// An open TUN device. Reads and writes never block.
+/// An open queue of a TUN device. Reads and writes never block.
 #[derive(Debug)]
 pub struct Tun {
     fd: OwnedFd,
     name: String,
+    offload: Offload,
 }
 
 /// What `TUNSETIFF` reads and writes: `struct ifreq`.
@@ -96,23 +149,68 @@ struct InterfaceRequest {
 }
 
 impl Tun {
-    /// Creates the interface, or attaches to the persistent one of this name.
+    /// Creates the interface, or attaches to the persistent one of this name, with one queue and
+    /// finished packets.
     ///
     /// # Errors
     ///
     /// [`TunError`] says what is missing.
     pub fn open(name: &str, lifetime: Lifetime) -> Result<Self, TunError> {
-        let mut request = request(name)?;
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = rustix::fs::open(CLONE_DEVICE, flags, Mode::empty())
-            .map_err(|errno| named(name, errno))?;
-        attach(&fd, &mut request).map_err(|errno| named(name, errno))?;
-        let tun = Self {
-            fd,
-            name: name.to_owned(),
+        let mut queues = Self::open_queues(name, lifetime, Offload::Nothing, 1)?;
+        queues.pop().ok_or(TunError::NoDriver)
+    }
+
+    /// Creates the interface, or attaches to the persistent one of this name, with up to `count`
+    /// queues (at least one, at most [`QUEUES_MAX`]) and up to `most` of offload, as the kernel can.
+    ///
+    /// # Errors
+    ///
+    /// [`TunError`] says what is missing.
+    pub fn open_queues(
+        name: &str,
+        lifetime: Lifetime,
+        most: Offload,
+        count: usize,
+    ) -> Result<Vec<Self>, TunError> {
+        let shared = count > 1;
+        // A persistent interface keeps the kind it was made with.
+        let (first, shared) = match Self::open_queue(name, most, shared) {
+            Err(TunError::OtherKind { .. }) => (Self::open_queue(name, most, !shared)?, !shared),
+            opened => (opened?, shared),
         };
-        tun.persist(lifetime).map_err(|errno| named(name, errno))?;
-        Ok(tun)
+        first.persist(lifetime).map_err(|errno| named(name, errno))?;
+        let mut queues = vec![first];
+        while shared && queues.len() < count.min(QUEUES_MAX) {
+            match Self::open_queue(name, most, true) {
+                Ok(queue) => queues.push(queue),
+                // Fewer queues work too.
+                Err(_) => break,
+            }
+        }
+        Ok(queues)
+    }
+
+    fn open_queue(name: &str, most: Offload, shared: bool) -> Result<Self, TunError> {
+        let mut offload = most;
+        loop {
+            let fd = clone_device().map_err(|errno| named(name, errno))?;
+            let mut request = request(name)?;
+            if shared {
+                request.flags |= IFF_MULTI_QUEUE;
+            }
+            if offload > Offload::Nothing {
+                request.flags |= IFF_VNET_HDR;
+            }
+            let attached = attach(&fd, &mut request);
+            match attached.and_then(|()| set_offload(&fd, &mut offload)) {
+                Ok(()) => {
+                    let name = name.to_owned();
+                    return Ok(Self { fd, name, offload });
+                }
+                Err(Errno::INVAL) if offload > Offload::Nothing => offload = Offload::Nothing,
+                Err(errno) => return Err(named(name, errno)),
+            }
+        }
     }
 
     /// Returns the interface's name.
@@ -120,7 +218,12 @@ impl Tun {
         &self.name
     }
 
-    /// Reads one packet; `None` when there is none now.
+    /// Returns what the kernel leaves to us.
+    pub fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    /// Reads one packet, after its header where there is one; `None` when there is none now.
     ///
     /// # Errors
     ///
@@ -133,12 +236,13 @@ impl Tun {
         }
     }
 
-    /// Writes one packet; `false` when the kernel did not take it.
+    /// Writes one packet, in pieces, the first of them the header where there is one; `false` when the
+    /// kernel did not take it.
     ///
     /// The kernel refuses packets while the interface is down or its own queue is full, and
     /// malformed ones. Each is one packet lost, as on any link.
-    pub fn write(&self, packet: &[u8]) -> bool {
-        rustix::io::write(&self.fd, packet).is_ok()
+    pub fn write(&self, pieces: &[IoSlice<'_>]) -> bool {
+        rustix::io::writev(&self.fd, pieces).is_ok()
     }
 
     #[expect(unsafe_code, reason = "ioctl")]
@@ -153,6 +257,32 @@ impl Tun {
                 &self.fd,
                 ioctl::IntegerSetter::<TUNSETPERSIST>::new_usize(value),
             )
+        }
+    }
+}
+
+fn clone_device() -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(CLONE_DEVICE, flags, Mode::empty())
+}
+
+/// Asks for `offload`, or for less until the kernel takes it.
+#[expect(unsafe_code, reason = "ioctl")]
+fn set_offload(fd: &OwnedFd, offload: &mut Offload) -> rustix::io::Result<()> {
+    if *offload > Offload::Nothing {
+        let bytes = i32::try_from(HEADER_BYTES).unwrap_or_default();
+        // SAFETY: TUNSETVNETHDRSZ reads one `int`, which the setter owns.
+        unsafe { ioctl::ioctl(fd, ioctl::Setter::<TUNSETVNETHDRSZ, i32>::new(bytes)) }?;
+    }
+    loop {
+        let flags = offload.flags();
+        // SAFETY: TUNSETOFFLOAD takes its flags by value, and refuses those it does not know.
+        let done =
+            unsafe { ioctl::ioctl(fd, ioctl::IntegerSetter::<TUNSETOFFLOAD>::new_usize(flags)) };
+        match (done, offload.less()) {
+            // With the header the least is checksums: a device without it is opened anew.
+            (Err(Errno::INVAL), Some(less)) if less > Offload::Nothing => *offload = less,
+            (done, _) => return done,
         }
     }
 }

@@ -1,23 +1,26 @@
-//! The underlay socket: one UDP port for IPv6 and IPv4.
+//! The underlay socket: one UDP port for IPv6 and IPv4, whole trains of datagrams in one call.
 
-use std::ffi::c_int;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hedgerow_model::Fault;
 use hedgerow_model::address::Underlay;
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+mod message;
+
+pub use message::{Arrived, RECEIVE_BATCH_MAX, SLOT_BYTES};
+
 /// Bytes of socket buffer asked for in each direction, so that a burst survives a busy thread.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-/// Buffers filled by one [`Udp::receive`].
-pub const RECEIVE_BATCH: usize = 8;
-/// Bytes of each of those buffers: a train of datagrams as long as the kernel makes them.
+/// Bytes of datagrams that are received at once: a train as long as the kernel makes them.
 pub const TRAIN_BYTES_MAX: usize = 65_535;
+/// Datagrams that the kernel cuts out of one [`Udp::send`] (`UDP_MAX_SEGMENTS` before Linux 6.9).
+pub const TRAIN_DATAGRAMS_MAX: usize = 64;
 
 /// Why the socket could not be opened; nothing is left open.
 #[derive(Debug, thiserror::Error)]
@@ -66,22 +69,42 @@ pub enum Sent {
     Refused,
 }
 
+/// Whether the kernel cuts and joins trains of datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trains {
+    /// On the way out (Linux 4.18).
+    pub send: bool,
+    /// On the way in (Linux 5.0).
+    pub receive: bool,
+}
+
+impl Default for Trains {
+    fn default() -> Self {
+        Self {
+            send: true,
+            receive: true,
+        }
+    }
+}
+
 /// The socket. Nothing it does blocks.
 #[derive(Debug)]
 pub struct Udp {
     socket: UdpSocket,
-    state: UdpSocketState,
     dual: bool,
     port: u16,
+    /// Cleared for good when a device turns out to cut no trains.
+    trains: AtomicBool,
 }
 
 impl Udp {
-    /// Binds `port` (0: any free one) for both families, or for IPv4 where there is no IPv6.
+    /// Binds `port` (0: any free one) for both families, or for IPv4 where there is no IPv6, with as
+    /// much of `trains` as the kernel can.
     ///
     /// # Errors
     ///
     /// [`UdpError`] names the port.
-    pub fn bind(port: u16) -> Result<Self, UdpError> {
+    pub fn bind(port: u16, trains: Trains) -> Result<Self, UdpError> {
         let (socket, dual) = match bind_family(port, AddressFamily::INET6) {
             Ok(socket) => (socket, true),
             Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => (
@@ -91,14 +114,20 @@ impl Udp {
             Err(e) => return Err(named(port, e)),
         };
         let other = |source| UdpError::Other { port, source };
-        let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(other)?;
         allow_fragments(&socket, dual).map_err(|e| named(port, e))?;
+        message::ask_for_classes(&socket, dual).map_err(|e| named(port, e))?;
+        if trains.receive {
+            // Older kernels hand over one by one.
+            let joins = message::join_trains(&socket);
+            tracing::debug!(?joins, "receive trains");
+        }
+        let cuts = trains.send && message::cuts_trains(&socket);
         let bound = socket.local_addr().map_err(other)?.port();
         Ok(Self {
             socket,
-            state,
             dual,
             port: bound,
+            trains: AtomicBool::new(cuts),
         })
     }
 
@@ -109,26 +138,36 @@ impl Udp {
 
     /// Returns how many datagrams of one length one [`Udp::send`] may carry.
     pub fn train_max(&self) -> usize {
-        self.state.max_gso_segments()
+        match self.trains.load(Ordering::Relaxed) {
+            true => TRAIN_DATAGRAMS_MAX,
+            false => 1,
+        }
     }
 
-    /// Sends `bytes` cut into datagrams of `segment` bytes, the last one may be shorter.
-    pub fn send(&self, to: Underlay, bytes: &[u8], segment: usize) -> Sent {
-        let transmit = Transmit {
-            destination: self.outer(to.0),
-            ecn: None,
-            contents: bytes,
-            segment_size: (segment < bytes.len()).then_some(segment),
-            src_ip: None,
-        };
-        match self
-            .state
-            .try_send(UdpSockRef::from(&self.socket), &transmit)
-        {
-            Ok(()) => Sent::Yes,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Sent::Full,
-            Err(_) => Sent::Refused,
+    /// Sends `bytes` cut into datagrams of `segment` bytes, the last one may be shorter, each with the
+    /// traffic class `class`. Where the kernel refuses to cut, they are sent one by one.
+    pub fn send(&self, to: Underlay, class: u8, bytes: &[u8], segment: usize) -> Sent {
+        let outer = self.outer(to.0);
+        if segment >= bytes.len() {
+            return judged(message::send(&self.socket, outer, class, bytes, None));
         }
+        if self.trains.load(Ordering::Relaxed) {
+            match message::send(&self.socket, outer, class, bytes, Some(segment)) {
+                // The device makes no checksums: it cuts nothing, ever.
+                Err(Errno::IO) => self.trains.store(false, Ordering::Relaxed),
+                // Longer than this path's MTU, or too many.
+                Err(Errno::INVAL | Errno::MSGSIZE) => {}
+                done => return judged(done),
+            }
+        }
+        let mut worst = Sent::Yes;
+        for datagram in bytes.chunks(segment.max(1)) {
+            match judged(message::send(&self.socket, outer, class, datagram, None)) {
+                Sent::Yes => {}
+                lost => worst = lost,
+            }
+        }
+        worst
     }
 
     /// Sends one datagram that the network may not cut: it arrives whole or not at all.
@@ -142,31 +181,25 @@ impl Udp {
         if probe((Ipv6PathMtuDiscovery::PROBE, Ipv4PathMtuDiscovery::PROBE)).is_err() {
             return Sent::Refused;
         }
-        let sent = self.send(to, bytes, bytes.len());
+        let sent = self.send(to, 0, bytes, bytes.len());
         match probe((Ipv6PathMtuDiscovery::DONT, Ipv4PathMtuDiscovery::DONT)) {
             Ok(()) => sent,
             Err(_) => Sent::Refused,
         }
     }
 
-    /// Fills buffers with trains of datagrams; the metadata gives each train's source, length and
-    /// stride. Returns how many were filled, 0 when nothing waits.
+    /// Fills slots of [`SLOT_BYTES`] of `memory` with trains of datagrams, as many as `arrived` and
+    /// `memory` have room for and at most [`RECEIVE_BATCH_MAX`]; `arrived` tells each slot's source,
+    /// length, stride and traffic class. Returns how many were filled, 0 when nothing waits.
     ///
     /// # Errors
     ///
     /// When the socket is broken; an ICMP error about an earlier datagram is not.
-    pub fn receive(
-        &self,
-        buffers: &mut [IoSliceMut<'_>],
-        metas: &mut [RecvMeta],
-    ) -> io::Result<usize> {
-        match self
-            .state
-            .recv(UdpSockRef::from(&self.socket), buffers, metas)
-        {
+    pub fn receive(&self, memory: &mut [u8], arrived: &mut [Arrived]) -> io::Result<usize> {
+        match message::receive(&self.socket, memory, arrived) {
             Ok(n) => Ok(n),
-            Err(e) if passes(&e) => Ok(0),
-            Err(e) => Err(e),
+            Err(e) if passes(e) => Ok(0),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -183,6 +216,14 @@ impl Udp {
 impl AsFd for Udp {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+fn judged(done: Result<(), Errno>) -> Sent {
+    match done {
+        Ok(()) => Sent::Yes,
+        Err(Errno::AGAIN | Errno::NOBUFS) => Sent::Full,
+        Err(_) => Sent::Refused,
     }
 }
 
@@ -205,50 +246,27 @@ pub fn canonical(from: SocketAddr) -> Underlay {
 fn allow_fragments(socket: &UdpSocket, dual: bool) -> Result<(), Errno> {
     if dual {
         sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DONT)?;
-        clear_ipv6_dontfrag(socket)?;
+        message::clear_ipv6_dontfrag(socket)?;
     }
     sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT)
 }
 
-/// The one socket option that `rustix` lacks; `quinn-udp` sets it.
-#[expect(unsafe_code, reason = "system call")]
-fn clear_ipv6_dontfrag(socket: &UdpSocket) -> Result<(), Errno> {
-    const IPPROTO_IPV6: c_int = 41;
-    const IPV6_DONTFRAG: c_int = 62;
-    unsafe extern "C" {
-        fn setsockopt(
-            socket: c_int,
-            level: c_int,
-            name: c_int,
-            value: *const c_int,
-            length: u32,
-        ) -> c_int;
-    }
-    let off: c_int = 0;
-    // SAFETY: the descriptor is open, and the kernel reads one `int` of 4 bytes, which `off` is.
-    let result = unsafe {
-        setsockopt(
-            socket.as_raw_fd(),
-            IPPROTO_IPV6,
-            IPV6_DONTFRAG,
-            &raw const off,
-            4,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL))
-    }
-}
-
-fn passes(error: &io::Error) -> bool {
+fn passes(error: Errno) -> bool {
     matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
+        error,
+        Errno::AGAIN
+            | Errno::INTR
+            | Errno::CONNREFUSED
+            | Errno::HOSTUNREACH
+            | Errno::NETUNREACH
+            | Errno::MSGSIZE
+            | Errno::ACCESS
+            | Errno::PERM
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::OPNOTSUPP
+            | Errno::HOSTDOWN
+            | Errno::NONET
     )
 }
 
@@ -285,36 +303,105 @@ fn named(port: u16, errno: Errno) -> UdpError {
 mod tests {
     use super::*;
 
+    const LOCAL: [&str; 2] = ["127.0.0.1", "::1"];
+
+    /// Waits for at least one train.
+    fn wait(udp: &Udp, memory: &mut [u8], arrived: &mut [Arrived]) -> usize {
+        loop {
+            let mut fds = [rustix::event::PollFd::new(udp, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut fds, None).unwrap();
+            let n = udp.receive(memory, arrived).unwrap();
+            if n > 0 {
+                return n;
+            }
+        }
+    }
+
     #[test]
     fn udp_says_that_the_port_is_taken() {
-        let first = Udp::bind(0).unwrap();
+        let first = Udp::bind(0, Trains::default()).unwrap();
         let port = first.port();
         assert_ne!(port, 0);
-        let second = Udp::bind(port).unwrap_err();
+        let second = Udp::bind(port, Trains::default()).unwrap_err();
         assert!(matches!(second, UdpError::PortTaken { port: p } if p == port));
     }
 
     #[test]
     fn udp_carries_both_families_and_names_them_as_they_are() {
-        let udp = Udp::bind(0).unwrap();
-        for local in ["127.0.0.1", "::1"] {
+        let udp = Udp::bind(0, Trains::default()).unwrap();
+        for local in LOCAL {
             let other = UdpSocket::bind((local, 0)).unwrap();
             let to: SocketAddr = (local.parse::<std::net::IpAddr>().unwrap(), udp.port()).into();
             other.send_to(b"hello", to).unwrap();
-            let mut buffer = vec![0u8; TRAIN_BYTES_MAX];
-            let mut metas = [RecvMeta::default()];
-            assert_eq!(
-                udp.receive(&mut [IoSliceMut::new(&mut buffer)], &mut metas)
-                    .unwrap(),
-                1
-            );
-            let from = canonical(metas[0].addr);
+            let mut memory = vec![0u8; SLOT_BYTES];
+            let mut arrived = [Arrived::default()];
+            assert_eq!(wait(&udp, &mut memory, &mut arrived), 1);
+            let from = arrived[0].from;
             assert_eq!(from.0, other.local_addr().unwrap());
-            assert_eq!(udp.send(from, b"aabbc", 2), Sent::Yes);
+            assert_eq!((arrived[0].len, arrived[0].stride), (5, 5));
+            assert_eq!(udp.send(from, 0, b"aabbc", 2), Sent::Yes);
             for part in [&b"aa"[..], b"bb", b"c"] {
-                let n = other.recv(&mut buffer).unwrap();
-                assert_eq!(&buffer[..n], part);
+                let n = other.recv(&mut memory).unwrap();
+                assert_eq!(&memory[..n], part);
             }
+        }
+    }
+
+    /// Every pair of abilities gives the same datagrams, in order, with their class.
+    #[test]
+    fn udp_trains_arrive_whole_or_one_by_one_with_their_class() {
+        let way = [true, false];
+        for (send, receive) in way.into_iter().flat_map(|s| way.map(|r| (s, r))) {
+            let trains = Trains { send, receive };
+            let (one, two) = (
+                Udp::bind(0, trains).unwrap(),
+                Udp::bind(0, trains).unwrap(),
+            );
+            assert_eq!(one.train_max() > 1, send);
+            let bytes: Vec<u8> = (0..40_500usize).map(|n| (n % 251).to_le_bytes()[0]).collect();
+            for local in LOCAL {
+                let to = (local.parse::<std::net::IpAddr>().unwrap(), two.port()).into();
+                assert_eq!(one.send(Underlay(to), 0xb9, &bytes, 1000), Sent::Yes);
+                let mut got = vec![];
+                let mut trains = 0;
+                while got.len() < bytes.len() {
+                    let mut memory = vec![0u8; 4 * SLOT_BYTES];
+                    let mut arrived = [Arrived::default(); 4];
+                    let n = wait(&two, &mut memory, &mut arrived);
+                    for (slot, a) in memory.chunks(SLOT_BYTES).zip(&arrived).take(n) {
+                        assert_eq!((a.class, a.from.0.port()), (0xb9, one.port()));
+                        assert_eq!(a.stride, a.len.min(1000));
+                        got.extend_from_slice(&slot[..a.len]);
+                        trains += 1;
+                    }
+                }
+                assert!(got == bytes);
+                assert!(trains == 41 || (receive && trains >= 1), "{trains}");
+            }
+        }
+    }
+
+    #[test]
+    fn udp_a_device_that_cuts_nothing_is_remembered() {
+        let udp = Udp::bind(0, Trains::default()).unwrap();
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = Underlay(other.local_addr().unwrap());
+        // More datagrams than any kernel cuts: refused as a train, sent one by one.
+        assert_eq!(udp.send(to, 0, &[7; 300], 1), Sent::Yes);
+        for _ in 0..300 {
+            assert_eq!(other.recv(&mut [0; 9]).unwrap(), 1);
+        }
+        assert_eq!(udp.train_max(), TRAIN_DATAGRAMS_MAX, "this train alone");
+    }
+
+    #[test]
+    fn udp_an_answer_of_the_network_to_an_earlier_datagram_is_no_failure() {
+        let udp = Udp::bind(0, Trains::default()).unwrap();
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        udp.send(Underlay(closed), 0, b"nobody", 6);
+        let mut memory = vec![0u8; SLOT_BYTES];
+        for _ in 0..3 {
+            assert_eq!(udp.receive(&mut memory, &mut [Arrived::default()]).unwrap(), 0);
         }
     }
 }

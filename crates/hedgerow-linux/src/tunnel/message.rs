@@ -110,7 +110,7 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// Reads `N` bytes; zeros past the end. For fixed-size messages, where there is no past the end.
-pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes
         .get(at..)
         .and_then(|rest| rest.first_chunk::<N>())
@@ -119,7 +119,7 @@ pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 /// Writes `bytes`; what does not fit is left out. For fixed-size messages, where all fits.
-pub(super) fn put(message: &mut [u8], at: usize, bytes: &[u8]) {
+pub(crate) fn put(message: &mut [u8], at: usize, bytes: &[u8]) {
     for (slot, byte) in message.iter_mut().skip(at).zip(bytes) {
         *slot = *byte;
     }

@@ -64,5 +64,33 @@ pub(crate) fn write_at(packet: &mut [u8], at: usize, bytes: &[u8]) -> Option<()>
     Some(())
 }
 
+/// Mixes a flow's addresses, protocol and ports.
+fn hash(addresses: &[u8], protocol: u8, ports: u32) -> u64 {
+    let mut hash = u64::from(ports) ^ (u64::from(protocol) << 32);
+    for word in addresses.as_chunks::<8>().0 {
+        hash = (hash ^ u64::from_ne_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 29;
+    }
+    hash
+}
+
+/// Returns a number that the packets of one flow share: of addresses and protocol, and of ports where
+/// they are in sight. Fragments share that of their addresses.
+pub fn flow(packet: &[u8]) -> u64 {
+    let (is_v6, protocol, at) = match packet.first().map(|b| b >> 4) {
+        Some(4) => {
+            let whole = be16(packet, 6) & 0x3fff == 0;
+            let at = packet.first().map_or(0, |b| usize::from(b & 0x0f) * 4);
+            (false, packet.get(9).copied(), whole.then_some(at))
+        }
+        Some(6) => (true, packet.get(6).copied(), Some(V6_HEADER)),
+        _ => return 0,
+    };
+    let has_ports = protocol == Some(PROTOCOL_TCP) || protocol == Some(PROTOCOL_UDP);
+    let ports = at.filter(|_| has_ports).map_or(0, |at| be32(packet, at));
+    let ends = segment::addresses(packet, is_v6).unwrap_or_default();
+    hash(ends, protocol.unwrap_or(0), ports)
+}
+
 #[cfg(test)]
 mod tests;

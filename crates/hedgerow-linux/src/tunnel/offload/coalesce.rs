@@ -6,6 +6,7 @@
 use super::checksum::Sum;
 use super::segment::addresses;
 use super::virtio::{HEADER_BYTES, Header, Kind, Unfinished};
+use super::hash;
 use super::{
     ACK, ECE, PROTOCOL_TCP, PROTOCOL_UDP, PSH, TCP_CHECKSUM_AT, TCP_HEADER, Transport,
     UDP_CHECKSUM_AT, UDP_HEADER, V4_HEADER, V6_HEADER, be16, be32, write_at,
@@ -75,8 +76,8 @@ struct Open {
 #[derive(Debug)]
 pub struct Coalescer {
     accepts: Accepts,
-    open: [Option<Box<Open>>; FLOWS_MAX],
-    spare: Vec<Box<Open>>,
+    /// [`FLOWS_MAX`] places; one without pieces is free.
+    open: Vec<Open>,
     count: u64,
 }
 
@@ -103,8 +104,7 @@ impl Coalescer {
         };
         Self {
             accepts,
-            open: Default::default(),
-            spare: vec![Box::new(blank); FLOWS_MAX],
+            open: vec![blank; FLOWS_MAX],
             count: 0,
         }
     }
@@ -123,10 +123,9 @@ impl Coalescer {
         let found = self
             .open
             .iter()
-            .position(|o| o.as_ref().is_some_and(|o| o.shape.hash == shape.hash));
+            .position(|o| o.count > 0 && o.shape.hash == shape.hash);
         if let Some(slot) = found {
-            let open = self.open.get_mut(slot).and_then(|o| o.as_deref_mut());
-            if let Some(open) = open
+            if let Some(open) = self.open.get_mut(slot)
                 && open.join(memory, piece, shape)
             {
                 return;
@@ -151,13 +150,12 @@ impl Coalescer {
     }
 
     fn begin(&mut self, memory: &mut [u8], piece: Piece, shape: Shape, sink: &mut impl Sink) {
-        if self.spare.is_empty()
+        if self.open.iter().all(|o| o.count > 0)
             && let Some(slot) = self.oldest()
         {
             self.hand_on(slot, memory, sink);
         }
-        let free = self.open.iter_mut().find(|o| o.is_none());
-        let (Some(slot), Some(mut open)) = (free, self.spare.pop()) else {
+        let Some(open) = self.open.iter_mut().find(|o| o.count == 0) else {
             return;
         };
         let packet = memory.get(piece.at..).unwrap_or_default();
@@ -174,18 +172,18 @@ impl Coalescer {
             be32(packet, shape.ip_len + 4).wrapping_add(u32::try_from(payload).unwrap_or_default());
         open.is_closed = shape.transport == Transport::Tcp && flags(packet, shape) & PSH != 0;
         open.age = self.count;
-        *slot = Some(open);
     }
 
     fn oldest(&self) -> Option<usize> {
         let ages = self.open.iter().enumerate();
-        ages.filter_map(|(slot, open)| Some((open.as_ref()?.age, slot)))
+        ages.filter(|(_, open)| open.count > 0)
+            .map(|(slot, open)| (open.age, slot))
             .min()
             .map(|(_, slot)| slot)
     }
 
     fn hand_on(&mut self, slot: usize, memory: &mut [u8], sink: &mut impl Sink) {
-        let Some(open) = self.open.get_mut(slot).and_then(Option::take) else {
+        let Some(open) = self.open.get_mut(slot) else {
             return;
         };
         let header = match open.count {
@@ -194,7 +192,7 @@ impl Coalescer {
         };
         let pieces = open.pieces.get(..open.count).unwrap_or_default();
         sink.write(&header.encode(), memory, pieces);
-        self.spare.push(open);
+        open.count = 0;
     }
 }
 
@@ -358,11 +356,7 @@ fn shape(packet: &[u8], accepts: Accepts) -> Option<Shape> {
         }
         _ => return None,
     };
-    let mut hash = u64::from(be32(rest, 0)) ^ (u64::from(*protocol) << 32);
-    for word in addresses(packet, is_v6)?.as_chunks::<8>().0 {
-        hash = (hash ^ u64::from_ne_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 29;
-    }
+    let hash = hash(addresses(packet, is_v6)?, *protocol, be32(rest, 0));
     Some(Shape {
         transport,
         is_v6,

@@ -1,0 +1,131 @@
+//! Memory for packets that wait to be sealed: taken once, lent out by number.
+
+/// Super-packets that wait at once.
+pub const LARGE_MAX: usize = 40;
+/// Bytes of one: header and the longest IP packet.
+pub const LARGE_BYTES: usize = 65_536 + 64;
+/// Packets of at most [`SMALL_BYTES`] that wait at once.
+pub const SMALL_MAX: usize = 768;
+/// See [`SMALL_MAX`].
+pub const SMALL_BYTES: usize = 2048;
+
+/// The buffers: numbers below [`LARGE_MAX`] are large ones, up to [`Pool::CAPACITY`] small ones.
+#[derive(Debug)]
+pub struct Pool {
+    memory: Vec<u8>,
+    lengths: Vec<usize>,
+    large: Vec<usize>,
+    small: Vec<usize>,
+}
+
+impl Pool {
+    /// Buffers in all.
+    pub const CAPACITY: usize = LARGE_MAX + SMALL_MAX;
+
+    /// Takes the memory; what is never lent out is never touched, and costs nothing.
+    pub fn new() -> Self {
+        Self {
+            memory: vec![0; LARGE_MAX * LARGE_BYTES + SMALL_MAX * SMALL_BYTES],
+            lengths: vec![0; Self::CAPACITY],
+            large: (0..LARGE_MAX).rev().collect(),
+            small: (LARGE_MAX..Self::CAPACITY).rev().collect(),
+        }
+    }
+
+    /// Lends a large buffer: the one given back last, which is still in the processor's cache.
+    pub fn take_large(&mut self) -> Option<usize> {
+        self.large.pop()
+    }
+
+    /// Lends the smallest buffer that holds `len` bytes.
+    pub fn take(&mut self, len: usize) -> Option<usize> {
+        match len <= SMALL_BYTES {
+            true => self.small.pop(),
+            false => self.large.pop(),
+        }
+    }
+
+    /// Takes a buffer back.
+    pub fn give(&mut self, number: usize) {
+        match number < LARGE_MAX {
+            true => self.large.push(number),
+            false => self.small.push(number),
+        }
+    }
+
+    /// Returns a buffer's whole room.
+    pub fn room(&mut self, number: usize) -> &mut [u8] {
+        let (at, len) = Self::place(number);
+        self.memory.get_mut(at..at + len).unwrap_or_default()
+    }
+
+    /// Notes how much of a buffer is in use.
+    pub fn set_len(&mut self, number: usize, len: usize) {
+        if let Some(slot) = self.lengths.get_mut(number) {
+            *slot = len;
+        }
+    }
+
+    /// Returns what is in a buffer.
+    pub fn bytes(&mut self, number: usize) -> &mut [u8] {
+        let len = self.lengths.get(number).copied().unwrap_or(0);
+        self.room(number).get_mut(..len).unwrap_or_default()
+    }
+
+    /// Copies what is in one buffer to another.
+    pub fn copy(&mut self, from: usize, to: usize) {
+        let len = self.lengths.get(from).copied().unwrap_or(0);
+        let ((from_at, _), (to_at, room)) = (Self::place(from), Self::place(to));
+        let len = len.min(room);
+        if from_at.max(to_at) + len <= self.memory.len() {
+            self.memory.copy_within(from_at..from_at + len, to_at);
+            self.set_len(to, len);
+        }
+    }
+
+    fn place(number: usize) -> (usize, usize) {
+        match number.checked_sub(LARGE_MAX) {
+            None => (number * LARGE_BYTES, LARGE_BYTES),
+            Some(small) => (LARGE_MAX * LARGE_BYTES + small * SMALL_BYTES, SMALL_BYTES),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_do_not_overlap_and_end() {
+        let mut pool = Pool::new();
+        let mut taken = vec![];
+        while let Some(n) = pool.take_large() {
+            taken.push(n);
+        }
+        while let Some(n) = pool.take(SMALL_BYTES) {
+            taken.push(n);
+        }
+        assert_eq!(taken.len(), Pool::CAPACITY);
+        assert_eq!(pool.take(SMALL_BYTES + 1), None);
+        for n in &taken {
+            let mark = u8::try_from(n % 251).unwrap();
+            pool.room(*n).fill(mark);
+        }
+        for n in &taken {
+            let mark = u8::try_from(n % 251).unwrap();
+            assert!(pool.room(*n).iter().all(|b| *b == mark));
+        }
+        pool.give(taken[0]);
+        assert_eq!(pool.take_large(), Some(taken[0]));
+    }
+
+    #[test]
+    fn what_is_copied_is_what_was() {
+        let mut pool = Pool::new();
+        let (large, small) = (pool.take_large().unwrap(), pool.take(5).unwrap());
+        pool.room(large)[..5].copy_from_slice(b"hello");
+        pool.set_len(large, 5);
+        pool.copy(large, small);
+        assert_eq!(pool.bytes(small), b"hello");
+    }
+}
