@@ -86,4 +86,38 @@ fn main() {
     write("certificate", "sequence", &[0x30, 0x03, 0x02, 0x01, 0x01]);
     write("wireguard", "initiation", &[[1u8, 0, 0, 0].as_slice(), &[0; 144]].concat());
     write("inner", "ipv4", &[[0x45u8, 0, 0, 20].as_slice(), &[0; 16]].concat());
+    segments();
+}
+
+/// Super-packets of both families and protocols, and runs of packets that are one.
+fn segments() {
+    let tcp = |seq: u32, text: &[u8]| {
+        let mut p = vec![0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        p[3] = u8::try_from(40 + text.len()).unwrap_or(0);
+        p.extend([0x9c, 0x40, 0x14, 0x51]);
+        p.extend(seq.to_be_bytes());
+        p.extend([0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+        p.extend(text);
+        p
+    };
+    let udp = |text: &[u8]| {
+        let len = u8::try_from(8 + text.len()).unwrap_or(0);
+        let mut p = vec![0; 40];
+        p[0] = 0x60;
+        p[5] = len;
+        p[6..8].copy_from_slice(&[17, 64]);
+        p.extend([0x9c, 0x40, 0x14, 0x51, 0, len, 1, 2]);
+        p.extend(text);
+        p
+    };
+    let with = |kind: u8, size: u8, start: u8, offset: u8, packet: &[u8]| {
+        [&[1, kind, start, 0, size, 0, start, 0, offset, 0], packet].concat()
+    };
+    write("segments", "tcp4", &with(1, 20, 20, 16, &tcp(1, &[7; 90])));
+    write("segments", "udp6", &with(5, 20, 40, 6, &udp(&[7; 90])));
+    let run: Vec<u8> = [tcp(0, &[1; 8]), tcp(8, &[1; 8]), udp(&[2; 9]), udp(&[2; 9])]
+        .iter()
+        .flat_map(|p| std::iter::once(u8::try_from(p.len()).unwrap_or(0)).chain(p.clone()))
+        .collect();
+    write("segments", "run", &run);
 }

@@ -36,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     ("memory", memory),
     ("wireguard", wireguard),
     ("inner", inner),
+    ("segments", segments),
     ("policy", policy),
 ];
 
@@ -135,6 +136,51 @@ pub fn inner(data: &[u8]) {
     for why in [Rejection::Prohibited, Rejection::Unreachable] {
         drop(hedgerow_linux::tunnel::inner::refusal(data, why));
     }
+}
+
+/// Super-packets of the kernel, and packets of peers that are put together: a header, then a packet that
+/// is cut as the header says; then all bytes as packets, each after its length.
+pub fn segments(data: &[u8]) {
+    use hedgerow_linux::tunnel::offload::coalesce::{Accepts, Coalescer, Piece, Sink};
+    use hedgerow_linux::tunnel::offload::segment::{Super, finish_checksum};
+    use hedgerow_linux::tunnel::offload::virtio::{HEADER_BYTES, Header};
+    use hedgerow_linux::tunnel::offload::{ecn, flow};
+
+    struct Count(usize);
+    impl Sink for Count {
+        fn write(&mut self, _header: &[u8; HEADER_BYTES], memory: &[u8], pieces: &[Piece]) {
+            for piece in pieces {
+                self.0 += memory[piece.at..piece.at + piece.len].len();
+            }
+        }
+    }
+
+    if let (Some(header), Some(packet)) = (Header::decode(data), data.get(HEADER_BYTES..)) {
+        let mut packet = packet.to_vec();
+        if let Ok(whole) = Super::decode(&header, &packet, 1420) {
+            let mut out = [0; 1420];
+            for n in 0..whole.count() {
+                assert_eq!(whole.write(&packet, n, &mut out), Some(whole.len_of(n)));
+            }
+        }
+        let _refused = finish_checksum(&header, &mut packet);
+        let _kept = ecn::carry_in(3, &mut packet);
+        flow(&packet);
+    }
+    let mut memory = data.to_vec();
+    let mut coalescer = Coalescer::new(Accepts {
+        tcp: true,
+        udp: true,
+    });
+    let (mut at, mut count) = (0, Count(0));
+    while let Some(len) = memory.get(at).map(|n| usize::from(*n)) {
+        at += 1;
+        let len = len.min(memory.len() - at);
+        coalescer.push(&mut memory, Piece { at, len }, &mut count);
+        at += len;
+    }
+    coalescer.flush(&mut memory, &mut count);
+    assert!(count.0 <= data.len());
 }
 
 /// Policy files.

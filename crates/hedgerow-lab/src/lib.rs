@@ -13,6 +13,7 @@
 
 mod agent;
 mod attack;
+mod bare;
 mod bench;
 mod central;
 pub mod clock;
@@ -108,6 +109,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Runs one tunnel by itself between two ends that know each other; needs root.
+    ///
+    /// The keys are made of the ends' numbers: for measuring, never for traffic of value.
+    Tunnel(bare::Bare),
     /// Holds a table until its input ends.
     #[command(hide = true)]
     BenchHold {
@@ -180,6 +185,7 @@ pub fn main() -> ExitCode {
             json,
         ),
         Command::BenchAgentInside { order, json } => crowd::inside(Screen::of(json), &order),
+        Command::Tunnel(bare) => bare.run(),
         Command::BenchHold { peers } => bench::hold(peers),
         Command::BenchSend => bench::send(),
         Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),

@@ -178,7 +178,9 @@ impl Tun {
             Err(TunError::OtherKind { .. }) => (Self::open_queue(name, most, !shared)?, !shared),
             opened => (opened?, shared),
         };
-        first.persist(lifetime).map_err(|errno| named(name, errno))?;
+        first
+            .persist(lifetime)
+            .map_err(|errno| named(name, errno))?;
         let mut queues = vec![first];
         while shared && queues.len() < count.min(QUEUES_MAX) {
             match Self::open_queue(name, most, true) {

@@ -39,10 +39,11 @@ use hedgerow_model::{Fault, Wall};
 use rustix::fd::OwnedFd;
 use zeroize::Zeroizing;
 
-use crate::tun::TunError;
-use crate::udp::UdpError;
+use crate::tun::{Offload, TunError};
+use crate::udp::{Trains, UdpError};
 
 pub mod core;
+pub mod flows;
 mod handshakes;
 pub mod inner;
 pub mod limits;
@@ -53,9 +54,12 @@ pub mod offload;
 mod outbox;
 mod paths;
 mod peers;
+pub mod pool;
+mod receive;
 pub mod relay;
 pub mod replay;
 mod run;
+mod send;
 mod session;
 mod stats;
 pub mod timers;
@@ -144,6 +148,17 @@ pub struct TunnelConfig {
     pub persistent: bool,
     /// Handshake timestamps are at least this, so that they rise across restarts.
     pub wall_floor: Wall,
+    /// What of the kernel to use, as far as it is there.
+    pub features: Features,
+}
+
+/// What the kernel can take off us. The default is all of it; less is for kernels that lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// Between us and the programs of this machine.
+    pub tun: Offload,
+    /// Between us and the network.
+    pub trains: Trains,
 }
 
 /// What a peer is: its key in one slot, its addresses, where it may be found.

@@ -268,6 +268,7 @@ impl Daemon {
             private_key: secret,
             persistent: true,
             wall_floor: now.wall,
+            features: Features::default(),
         };
         let sender = self.reports.clone();
         let reports = move |report: Report| sender.try_send(report).map_err(|e| e.into_inner());

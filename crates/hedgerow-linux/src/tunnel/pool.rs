@@ -18,12 +18,9 @@ pub struct Pool {
     small: Vec<usize>,
 }
 
-impl Pool {
-    /// Buffers in all.
-    pub const CAPACITY: usize = LARGE_MAX + SMALL_MAX;
-
+impl Default for Pool {
     /// Takes the memory; what is never lent out is never touched, and costs nothing.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             memory: vec![0; LARGE_MAX * LARGE_BYTES + SMALL_MAX * SMALL_BYTES],
             lengths: vec![0; Self::CAPACITY],
@@ -31,6 +28,11 @@ impl Pool {
             small: (LARGE_MAX..Self::CAPACITY).rev().collect(),
         }
     }
+}
+
+impl Pool {
+    /// Buffers in all.
+    pub const CAPACITY: usize = LARGE_MAX + SMALL_MAX;
 
     /// Lends a large buffer: the one given back last, which is still in the processor's cache.
     pub fn take_large(&mut self) -> Option<usize> {
@@ -97,7 +99,7 @@ mod tests {
 
     #[test]
     fn buffers_do_not_overlap_and_end() {
-        let mut pool = Pool::new();
+        let mut pool = Pool::default();
         let mut taken = vec![];
         while let Some(n) = pool.take_large() {
             taken.push(n);
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_is_copied_is_what_was() {
-        let mut pool = Pool::new();
+        let mut pool = Pool::default();
         let (large, small) = (pool.take_large().unwrap(), pool.take(5).unwrap());
         pool.room(large)[..5].copy_from_slice(b"hello");
         pool.set_len(large, 5);

@@ -1,29 +1,25 @@
 //! The tunnel's thread: one poll loop over TUN, UDP and the doorbell of commands.
 
-use std::io::{self, IoSliceMut};
-use std::ops::Range;
+use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender};
-use std::time::SystemTime;
+use std::sync::mpsc::{Receiver as Channel, SyncSender};
+use std::time::{Duration, SystemTime};
 
-use hedgerow_model::address::Underlay;
 use hedgerow_model::{Mono, Now, Wall};
-use quinn_udp::RecvMeta;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::time::ClockId;
 
-use super::core::{Core, CoreConfig, Entropy, Handled, NoEntropy, Output};
+use super::core::{Core, CoreConfig, Entropy, NoEntropy, Output};
 use super::outbox::Outbox;
+use super::receive::{Receiver, deliver};
+use super::send::Sender;
 use super::stats::Shared;
-use super::train::Train;
 use super::{Command, Cut, Report, Reports, StartError, TunnelConfig, TunnelHandle};
-use crate::tun::{Lifetime, Tun};
-use crate::udp::{RECEIVE_BATCH, Sent, TRAIN_BYTES_MAX, Udp, canonical};
+use crate::tun::{Lifetime, Tun, TunError};
+use crate::udp::{Sent, Udp};
 
-/// Packets read from the TUN device before the socket has its turn.
-const TUN_PACKETS_PER_ROUND: usize = 128;
 /// Commands taken before the packets have their turn.
 const COMMANDS_PER_ROUND: usize = 256;
 
@@ -31,7 +27,7 @@ pub(super) fn start(
     config: TunnelConfig,
     reports: Box<dyn Reports>,
     commands: SyncSender<Command>,
-    receiver: Receiver<Command>,
+    receiver: Channel<Command>,
 ) -> Result<TunnelHandle, StartError> {
     if !(1280..=super::MTU_MAX).contains(&config.mtu) {
         return Err(StartError::Mtu { mtu: config.mtu });
@@ -40,13 +36,15 @@ pub(super) fn start(
         Box::new(|bytes| aws_lc_rs::rand::fill(bytes).map_err(|_unspecified| NoEntropy));
     let no_entropy = |_e: NoEntropy| StartError::System(io::Error::other("no random bytes"));
     entropy(&mut [0; 32]).map_err(no_entropy)?;
-    let udp = Udp::bind(config.port)?;
+    let udp = Udp::bind(config.port, config.features.trains)?;
     let lifetime = if config.persistent {
         Lifetime::Persistent
     } else {
         Lifetime::Process
     };
-    let tun = Tun::open(&config.name, lifetime)?;
+    let most = config.features.tun;
+    let mut queues = Tun::open_queues(&config.name, lifetime, most, 1)?;
+    let tun = queues.pop().ok_or(TunError::NoDriver)?;
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let bell = rustix::event::eventfd(0, flags).map_err(|e| StartError::System(e.into()))?;
     let (wake, stats) = (Arc::new(bell), Arc::new(Shared::default()));
@@ -59,8 +57,9 @@ pub(super) fn start(
     };
     let mut thread = Loop {
         core: Core::new(core, entropy),
+        receiver: Receiver::new(&tun),
+        sender: Sender::new(&tun, config.mtu.into()),
         tun,
-        train: Train::new(config.mtu.into()),
         udp,
         bell: Arc::clone(&wake),
         commands: receiver,
@@ -99,8 +98,9 @@ struct Loop {
     tun: Tun,
     udp: Udp,
     bell: Arc<OwnedFd>,
-    commands: Receiver<Command>,
-    train: Train,
+    commands: Channel<Command>,
+    sender: Sender,
+    receiver: Receiver,
     outbox: Outbox,
     stats: Arc<Shared>,
 }
@@ -124,7 +124,6 @@ impl Loop {
     }
 
     fn serve(&mut self) -> io::Result<()> {
-        let mut memory = vec![0; RECEIVE_BATCH * TRAIN_BYTES_MAX];
         loop {
             let ready = self.wait()?;
             let now = now();
@@ -132,10 +131,15 @@ impl Loop {
                 return Ok(());
             }
             if ready.udp {
-                self.receive(&mut memory, now)?;
+                self.receiver
+                    .receive(&self.udp, &self.tun, &mut self.core, now)?;
+                self.drain();
             }
             if ready.tun {
-                self.read_tun(now)?;
+                self.sender.fill(&self.tun, &mut self.core, now.mono)?;
+            }
+            if self.sender.has_work() {
+                self.sender.send(&mut self.core, &self.udp, now);
             }
             if self.core.deadline().0 <= now.mono {
                 self.core.handle_timeout(now);
@@ -154,6 +158,10 @@ impl Loop {
             .outbox
             .retry_in()
             .map_or(until_due, |r| r.min(until_due));
+        let sleep = match self.sender.has_work() {
+            true => Duration::ZERO,
+            false => sleep,
+        };
         let timeout = Timespec::try_from(sleep).ok();
         let flags = PollFlags::IN;
         let mut fds = [
@@ -186,87 +194,6 @@ impl Loop {
         Next::Go
     }
 
-    fn receive(&mut self, memory: &mut [u8], now: Now) -> io::Result<()> {
-        let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
-        let filled = {
-            let mut chunks = memory.chunks_exact_mut(TRAIN_BYTES_MAX);
-            let mut buffers: [IoSliceMut<'_>; RECEIVE_BATCH] =
-                std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-            self.udp.receive(&mut buffers, &mut metas)?
-        };
-        let buffers = memory.chunks_exact_mut(TRAIN_BYTES_MAX);
-        for (buffer, meta) in buffers.zip(&metas).take(filled) {
-            let Some(bytes) = buffer.get_mut(..meta.len) else {
-                continue;
-            };
-            let from = canonical(meta.addr);
-            self.take_train(from, bytes, meta.stride.max(1), now);
-            self.drain();
-        }
-        Ok(())
-    }
-
-    /// Takes datagrams of one source; frames to pass on leave as they came, in trains.
-    fn take_train(&mut self, from: Underlay, bytes: &mut [u8], stride: usize, now: Now) {
-        let mut forward: Option<(Underlay, Range<usize>)> = None;
-        let mut at = 0;
-        while at < bytes.len() {
-            let end = (at + stride).min(bytes.len());
-            let Some(datagram) = bytes.get_mut(at..end) else {
-                break;
-            };
-            let handled = self.core.handle_datagram(from, datagram, now);
-            if let Handled::Deliver(range) = &handled
-                && let Some(packet) = datagram.get(range.clone())
-            {
-                self.deliver(packet);
-            }
-            let to = match handled {
-                Handled::Forward(to) => Some(to),
-                Handled::Done | Handled::Deliver(_) => None,
-            };
-            match (&mut forward, to) {
-                (Some((before, range)), Some(to)) if *before == to => range.end = end,
-                _ => {
-                    self.pass_on(forward.take(), bytes, stride);
-                    forward = to.map(|to| (to, at..end));
-                }
-            }
-            at = end;
-        }
-        self.pass_on(forward, bytes, stride);
-    }
-
-    fn pass_on(&mut self, forward: Option<(Underlay, Range<usize>)>, bytes: &[u8], stride: usize) {
-        if let Some((to, range)) = forward
-            && let Some(frames) = bytes.get(range)
-            && self.udp.send(to, frames, stride) != Sent::Yes
-        {
-            self.core.stats().dropped_send += 1;
-        }
-    }
-
-    fn deliver(&mut self, packet: &[u8]) {
-        if !self.tun.write(packet) {
-            self.core.stats().dropped_tun += 1;
-        }
-    }
-
-    fn read_tun(&mut self, now: Now) -> io::Result<()> {
-        for _ in 0..TUN_PACKETS_PER_ROUND {
-            let Some(len) = self.tun.read(self.train.packet_place())? else {
-                break;
-            };
-            let sealed = self.core.handle_inner_packet(self.train.place(), len, now);
-            self.drain();
-            if let Some(sealed) = sealed {
-                self.train.add(sealed, &self.udp, self.core.stats());
-            }
-        }
-        self.train.depart(&self.udp, self.core.stats());
-        Ok(())
-    }
-
     /// Does everything the machine wants done. What it sends was sealed before what is in the train,
     /// or does not care.
     fn drain(&mut self) {
@@ -274,14 +201,14 @@ impl Loop {
             match output {
                 Output::Send { to, bytes, cut } => {
                     let sent = match cut {
-                        Cut::Allowed => self.udp.send(to, &bytes, bytes.len()),
+                        Cut::Allowed => self.udp.send(to, 0, &bytes, bytes.len()),
                         Cut::Refused => self.udp.send_whole(to, &bytes),
                     };
                     if sent != Sent::Yes {
                         self.core.stats().dropped_send += 1;
                     }
                 }
-                Output::Deliver(packet) => self.deliver(&packet),
+                Output::Deliver(packet) => deliver(&self.tun, &packet, &mut self.core),
                 Output::Report(report) => {
                     if let Some(lost) = self.outbox.offer(report) {
                         self.core.report_was_lost(&lost);

@@ -78,6 +78,10 @@ stats! {
     dropped_waiting,
     /// Waiting packets answered with "administratively prohibited".
     rejected,
+    /// Packets of our own kernel dropped from a queue that was full, or for a flow that sends too much.
+    dropped_queue,
+    /// Packets that came in with a mark of congestion that their ends do not understand.
+    dropped_congestion,
     /// Datagrams the kernel did not take: socket full, no route.
     dropped_send,
     /// Inner packets the kernel did not take: interface down.

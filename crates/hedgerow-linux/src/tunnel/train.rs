@@ -8,15 +8,23 @@ use super::message::HEADER_BYTES;
 use crate::udp::{Sent, Udp};
 
 /// Bytes of one train: below what an IPv4 packet holds.
-const TRAIN_BYTES_MAX: usize = 64_000;
+const TRAIN_BYTES_MAX: usize = 65_000;
 
-/// A train that is being made up. The next packet is read and sealed where it will be sent from.
+/// What the datagrams of one train have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    to: Underlay,
+    /// Traffic class.
+    class: u8,
+}
+
+/// A train that is being made up. The next packet is written and sealed where it will be sent from.
 pub(super) struct Train {
     memory: Vec<u8>,
     used: usize,
     count: usize,
     segment: usize,
-    to: Option<Underlay>,
+    kind: Option<Kind>,
 }
 
 impl Train {
@@ -26,7 +34,7 @@ impl Train {
             used: 0,
             count: 0,
             segment: 0,
-            to: None,
+            kind: None,
         }
     }
 
@@ -35,7 +43,7 @@ impl Train {
         self.memory.get_mut(self.used..).unwrap_or_default()
     }
 
-    /// Returns where the next packet is read: room is left before it and after it.
+    /// Returns where the next packet is written: room is left before it and after it.
     pub(super) fn packet_place(&mut self) -> &mut [u8] {
         let end = self
             .memory
@@ -47,8 +55,12 @@ impl Train {
     }
 
     /// Adds the datagram that was sealed in [`Train::place`]; sends what is complete.
-    pub(super) fn add(&mut self, sealed: Sealed, udp: &Udp, stats: &mut Stats) {
-        let fits = self.to == Some(sealed.to) && sealed.len <= self.segment;
+    pub(super) fn add(&mut self, sealed: Sealed, class: u8, udp: &Udp, stats: &mut Stats) {
+        let kind = Kind {
+            to: sealed.to,
+            class,
+        };
+        let fits = self.kind == Some(kind) && sealed.len <= self.segment;
         if self.count > 0 && !fits {
             let (start, end) = (self.used, self.used + sealed.len);
             self.depart(udp, stats);
@@ -57,7 +69,7 @@ impl Train {
             }
         }
         if self.count == 0 {
-            self.to = Some(sealed.to);
+            self.kind = Some(kind);
             self.segment = sealed.len;
         }
         self.used += sealed.len;
@@ -70,18 +82,10 @@ impl Train {
 
     /// Sends what is there.
     pub(super) fn depart(&mut self, udp: &Udp, stats: &mut Stats) {
-        if let (Some(to), Some(bytes)) = (self.to.take(), self.memory.get(..self.used)) {
-            let sent = udp.send(to, bytes, self.segment);
-            if sent == Sent::Refused && self.count > 1 {
-                // The path may not cut trains: each by itself.
-                for datagram in bytes.chunks(self.segment) {
-                    if udp.send(to, datagram, datagram.len()) != Sent::Yes {
-                        stats.dropped_send += 1;
-                    }
-                }
-            } else if sent != Sent::Yes {
-                stats.dropped_send += u64::try_from(self.count).unwrap_or(0);
-            }
+        if let (Some(kind), Some(bytes)) = (self.kind.take(), self.memory.get(..self.used))
+            && udp.send(kind.to, kind.class, bytes, self.segment) != Sent::Yes
+        {
+            stats.dropped_send += u64::try_from(self.count).unwrap_or(0);
         }
         self.used = 0;
         self.count = 0;

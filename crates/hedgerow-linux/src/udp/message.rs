@@ -156,9 +156,7 @@ pub(super) fn receive(
     let mut room: c_uint = 0;
     let slots = memory.chunks_exact_mut(SLOT_BYTES).take(arrived.len());
     let parts = slots.zip(&mut names).zip(&mut controls);
-    for ((((slot, name), control), piece), message) in
-        parts.zip(&mut pieces).zip(&mut messages)
-    {
+    for ((((slot, name), control), piece), message) in parts.zip(&mut pieces).zip(&mut messages) {
         piece.iov_base = slot.as_mut_ptr().cast::<c_void>();
         piece.iov_len = TRAIN_BYTES_MAX;
         let head = &mut message.msg_hdr;
@@ -189,11 +187,7 @@ pub(super) fn receive(
     Ok(filled)
 }
 
-fn describe(
-    message: &libc::mmsghdr,
-    name: &libc::sockaddr_in6,
-    control: &Control,
-) -> Arrived {
+fn describe(message: &libc::mmsghdr, name: &libc::sockaddr_in6, control: &Control) -> Arrived {
     let len = usize::try_from(message.msg_len).unwrap_or(0);
     let mut arrived = Arrived {
         from: canonical(our_address(name)),
@@ -258,7 +252,11 @@ fn set(socket: &UdpSocket, level: c_int, name: c_int, value: c_int) -> Result<()
             address_bytes::<c_int>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(last_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(last_error())
+    }
 }
 
 fn last_error() -> Errno {
@@ -340,12 +338,14 @@ mod tests {
         let end = control.add(0, (1, 2), &[3]);
         let end = control.add(end, (4, 5), &[6; 4]);
         let mut seen = vec![];
-        control.each(end, |level, kind, value| seen.push((level, kind, value.to_vec())));
+        control.each(end, |level, kind, value| {
+            seen.push((level, kind, value.to_vec()))
+        });
         assert_eq!(seen, [(1, 2, vec![3]), (4, 5, vec![6; 4])]);
         // A length beyond the end, and one below the header's own.
         for len in [1000usize, 3] {
             put(&mut control.0, 0, &len.to_ne_bytes());
-            control.each(end, |..| panic!("nothing is there"));
+            control.each(end, |_, _, _| panic!("nothing is there"));
         }
     }
 }

@@ -9,7 +9,7 @@ pub struct Sum(u64);
 impl Sum {
     /// Adds bytes that begin at an even position; an odd last one counts as if a zero followed.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn with(self, bytes: &[u8]) -> Self {
         // 64 KiB of 32-bit words stay far below 64 bits: without a carry the loop runs in vectors.
         let (words, rest) = bytes.as_chunks::<4>();
         let mut sum = self.0;
@@ -28,8 +28,8 @@ impl Sum {
 
     /// Adds one number of the packet.
     #[must_use]
-    pub fn add_u16(self, number: u16) -> Self {
-        self.add(&number.to_be_bytes())
+    pub fn with_u16(self, number: u16) -> Self {
+        self.with(&number.to_be_bytes())
     }
 
     /// Adds the pseudo-header: `addresses` are source and destination as they stand in the IP header.
@@ -40,9 +40,9 @@ impl Sum {
             Transport::Udp => PROTOCOL_UDP,
         };
         let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.add(addresses)
-            .add(&len.to_be_bytes())
-            .add_u16(protocol.into())
+        self.with(addresses)
+            .with(&len.to_be_bytes())
+            .with_u16(protocol.into())
     }
 
     /// Returns the sum in 16 bits, as the kernel wants it where it finishes a checksum itself.
@@ -94,19 +94,19 @@ mod tests {
     #[test]
     fn the_example_of_the_rfc() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Sum::default().add(&bytes).partial(), [0xdd, 0xf2]);
+        assert_eq!(Sum::default().with(&bytes).partial(), [0xdd, 0xf2]);
     }
 
     #[test]
     fn the_longest_packet_of_ones_does_not_overflow() {
         let ones = vec![0xff; 65_535];
-        assert_eq!(Sum::default().add(&ones).finish(), plain(&ones));
+        assert_eq!(Sum::default().with(&ones).finish(), plain(&ones));
     }
 
     proptest! {
         #[test]
         fn equals_the_plain_sum(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
-            prop_assert_eq!(Sum::default().add(&bytes).finish(), plain(&bytes));
+            prop_assert_eq!(Sum::default().with(&bytes).finish(), plain(&bytes));
         }
 
         #[test]
@@ -115,11 +115,11 @@ mod tests {
         ) {
             let mut bytes = bytes;
             bytes[..2].fill(0);
-            let sum = Sum::default().add(&bytes).finish();
+            let sum = Sum::default().with(&bytes).finish();
             bytes[..2].copy_from_slice(&sum);
-            prop_assert!(Sum::default().add(&bytes).holds());
+            prop_assert!(Sum::default().with(&bytes).holds());
             bytes[at] ^= 1 << bit;
-            prop_assert!(!Sum::default().add(&bytes).holds());
+            prop_assert!(!Sum::default().with(&bytes).holds());
         }
     }
 }

@@ -4,9 +4,9 @@
 //! with its headers, then the payloads of the others.
 
 use super::checksum::Sum;
+use super::hash;
 use super::segment::addresses;
 use super::virtio::{HEADER_BYTES, Header, Kind, Unfinished};
-use super::hash;
 use super::{
     ACK, ECE, PROTOCOL_TCP, PROTOCOL_UDP, PSH, TCP_CHECKSUM_AT, TCP_HEADER, Transport,
     UDP_CHECKSUM_AT, UDP_HEADER, V4_HEADER, V6_HEADER, be16, be32, write_at,
@@ -292,7 +292,7 @@ impl Open {
         } else {
             write_at(head, 2, &u16::try_from(self.bytes).ok()?.to_be_bytes())?;
             write_at(head, 10, &[0, 0])?;
-            let sum = Sum::default().add(head.get(..ip_len)?).finish();
+            let sum = Sum::default().with(head.get(..ip_len)?).finish();
             write_at(head, 10, &sum)?;
         }
         let len = self.bytes - ip_len;
@@ -376,8 +376,8 @@ fn checksum_holds(packet: &[u8], shape: Shape) -> bool {
     let ip_holds = || {
         shape.is_v6
             || Sum::default()
-                .add(packet.get(..shape.ip_len).unwrap_or(&[]))
+                .with(packet.get(..shape.ip_len).unwrap_or(&[]))
                 .holds()
     };
-    sum.add(body).holds() && ip_holds()
+    sum.with(body).holds() && ip_holds()
 }

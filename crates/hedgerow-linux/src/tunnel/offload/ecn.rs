@@ -56,9 +56,9 @@ fn set(packet: &mut [u8], ecn: u8) -> Option<()> {
             write_at(packet, 0, &new.to_be_bytes())?;
             // RFC 1624: the checksum changes by the difference.
             let sum = Sum::default()
-                .add_u16(!be16(packet, 10))
-                .add_u16(!old)
-                .add_u16(new);
+                .with_u16(!be16(packet, 10))
+                .with_u16(!old)
+                .with_u16(new);
             write_at(packet, 10, &sum.finish())
         }
         _ => {
@@ -77,7 +77,7 @@ mod tests {
         let mut p = vec![
             0x45, class, 0, 20, 1, 2, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
         ];
-        let sum = Sum::default().add(&p).finish();
+        let sum = Sum::default().with(&p).finish();
         p[10..12].copy_from_slice(&sum);
         p
     }
@@ -108,7 +108,7 @@ mod tests {
                     assert_eq!(passes, expected.is_some(), "{inner} {outer}");
                     let after = expected.unwrap_or(inner);
                     assert_eq!(class(&packet), 0xb8 | after, "{inner} {outer}");
-                    assert!(packet[0] >> 4 == 6 || Sum::default().add(&packet).holds());
+                    assert!(packet[0] >> 4 == 6 || Sum::default().with(&packet).holds());
                 }
             }
         }

@@ -142,8 +142,8 @@ impl Super {
         let addresses = addresses(head, self.is_v6)?;
         let sum = Sum::default()
             .pseudo(addresses, self.transport, transport_len)
-            .add(head.get(self.ip_len..)?)
-            .add(payload);
+            .with(head.get(self.ip_len..)?)
+            .with(payload);
         let sum = match self.transport {
             Transport::Tcp => sum.finish(),
             Transport::Udp => sum.finish_udp(),
@@ -161,7 +161,7 @@ impl Super {
         write_at(head, 2, &u16::try_from(len).ok()?.to_be_bytes())?;
         write_at(head, 4, &id.to_be_bytes())?;
         write_at(head, 10, &[0, 0])?;
-        let sum = Sum::default().add(head.get(..self.ip_len)?).finish();
+        let sum = Sum::default().with(head.get(..self.ip_len)?).finish();
         write_at(head, 10, &sum)
     }
 }
@@ -189,7 +189,7 @@ pub fn finish_checksum(header: &Header, packet: &mut [u8]) -> Result<(), Malform
     );
     let body = packet.get_mut(start..).ok_or(Malformed::Checksum)?;
     // The field holds the sum of the pseudo-header.
-    let sum = Sum::default().add(body);
+    let sum = Sum::default().with(body);
     let sum = match offset {
         UDP_CHECKSUM_AT => sum.finish_udp(),
         _ => sum.finish(),

@@ -110,13 +110,13 @@ impl Made {
             p[4..6].copy_from_slice(&self.id.to_be_bytes());
             p[6..10].copy_from_slice(&[0x40, 0, self.hops, number]);
             p[12..20].copy_from_slice(&[100, 80, 0, 1, 100, 80, 0, 2]);
-            let sum = Sum::default().add(&p).finish();
+            let sum = Sum::default().with(&p).finish();
             p[10..12].copy_from_slice(&sum);
         }
         let ends = segment::addresses(&p, self.is_v6).unwrap();
         let sum = Sum::default()
             .pseudo(ends, self.transport, body.len())
-            .add(&body);
+            .with(&body);
         let sum = match self.transport {
             Transport::Tcp => sum.finish(),
             Transport::Udp => sum.finish_udp(),
@@ -230,13 +230,13 @@ fn assert_valid(packet: &[u8]) {
         PROTOCOL_TCP => Transport::Tcp,
         _ => Transport::Udp,
     };
-    assert!(is_v6 || Sum::default().add(&packet[..20]).holds());
+    assert!(is_v6 || Sum::default().with(&packet[..20]).holds());
     let ends = segment::addresses(packet, is_v6).unwrap();
     let body = &packet[ip_len..];
     assert!(
         Sum::default()
             .pseudo(ends, transport, body.len())
-            .add(body)
+            .with(body)
             .holds()
     );
     assert_eq!(

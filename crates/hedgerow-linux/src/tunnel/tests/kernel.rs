@@ -20,7 +20,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::pair::{addresses, open_profile, overlay, secret, v4, v6};
 use crate::tunnel::{
-    Command, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot, StartError, Tunnel,
+    Command, Features, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot, StartError, Tunnel,
     TunnelConfig, TunnelHandle,
 };
 use crate::udp::UdpError;
@@ -274,6 +274,7 @@ fn config(side: u8) -> TunnelConfig {
         private_key: secret(side),
         persistent: false,
         wall_floor: Wall(0),
+        features: Features::default(),
     }
 }
 
