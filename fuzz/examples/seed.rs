@@ -13,7 +13,9 @@ use hedgerow_model::wire::encode;
 use hedgerow_policy::{Facts, compile, parse};
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     fs::create_dir_all(&folder).expect("corpus folder");
     fs::write(folder.join(name), bytes).expect("corpus file");
 }
@@ -52,7 +54,10 @@ fn main() {
         "statement",
         "revocations",
         &encode(&RevocationList {
-            version: Revision { timeline: 1, number: 4 },
+            version: Revision {
+                timeline: 1,
+                number: 4,
+            },
             issued_secs: 1_790_000_000,
             entries: vec![Revocation {
                 what: Revoked::Device(ticket.id),
@@ -67,14 +72,21 @@ fn main() {
         "statement",
         "states",
         &encode(&States {
-            revision: Revision { timeline: 1, number: 5 },
+            revision: Revision {
+                timeline: 1,
+                number: 5,
+            },
             entries: vec![(ticket.id, DeviceState::Quarantine)],
         }),
     );
     let plant = include_str!("../../../examples/plant.yaml");
     write("policy", "plant.yaml", plant.as_bytes());
     if let (Some(policy), _) = parse(plant, "plant.yaml") {
-        write("program", "camera", &encode(&compile(&policy, &Facts::from(&ticket)).expect("fits")));
+        write(
+            "program",
+            "camera",
+            &encode(&compile(&policy, &Facts::from(&ticket)).expect("fits")),
+        );
     }
     write("frame", "empty", &[0, 0, 0, 2, 0, 0xf6]);
     write("to_controller", "null", &[0x82, 0, 0x80]);
@@ -84,15 +96,25 @@ fn main() {
     write("memory", "empty", &[0x80]);
     write("manifest", "empty", &[0x80]);
     write("certificate", "sequence", &[0x30, 0x03, 0x02, 0x01, 0x01]);
-    write("wireguard", "initiation", &[[1u8, 0, 0, 0].as_slice(), &[0; 144]].concat());
-    write("inner", "ipv4", &[[0x45u8, 0, 0, 20].as_slice(), &[0; 16]].concat());
+    write(
+        "wireguard",
+        "initiation",
+        &[[1u8, 0, 0, 0].as_slice(), &[0; 144]].concat(),
+    );
+    write(
+        "inner",
+        "ipv4",
+        &[[0x45u8, 0, 0, 20].as_slice(), &[0; 16]].concat(),
+    );
     segments();
 }
 
 /// Super-packets of both families and protocols, and runs of packets that are one.
 fn segments() {
     let tcp = |seq: u32, text: &[u8]| {
-        let mut p = vec![0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        let mut p = vec![
+            0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ];
         p[3] = u8::try_from(40 + text.len()).unwrap_or(0);
         p.extend([0x9c, 0x40, 0x14, 0x51]);
         p.extend(seq.to_be_bytes());

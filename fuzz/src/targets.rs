@@ -150,7 +150,9 @@ pub fn segments(data: &[u8]) {
     impl Sink for Count {
         fn write(&mut self, _header: &[u8; HEADER_BYTES], memory: &[u8], pieces: &[Piece]) {
             for piece in pieces {
-                self.0 += memory[piece.at..piece.at + piece.len].len();
+                let bytes = memory.get(piece.at..piece.at + piece.len);
+                assert!(bytes.is_some(), "a piece is in the memory");
+                self.0 += piece.len;
             }
         }
     }

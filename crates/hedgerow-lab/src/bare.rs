@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A tunnel with one peer.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Bare {
+pub(crate) struct Bare {
     /// Interface name.
     #[arg(long, default_value = "hedgerow0")]
     interface: String,

@@ -8,7 +8,7 @@ use hedgerow_linux::tunnel::{
     Command, Cut, PeerConfig, PresharedKey, PrivateKey, Report, Roaming, Secrecy, Slot, Tunnel,
     TunnelConfig,
 };
-use hedgerow_linux::{conntrack, hosts, process};
+use hedgerow_linux::{conntrack, hosts, process, tunnel};
 use hedgerow_mesh::{OwnIdentity, TunnelOrder};
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{Event, EventKind};
@@ -268,7 +268,7 @@ impl Daemon {
             private_key: secret,
             persistent: true,
             wall_floor: now.wall,
-            features: Features::default(),
+            features: tunnel::Features::default(),
         };
         let sender = self.reports.clone();
         let reports = move |report: Report| sender.try_send(report).map_err(|e| e.into_inner());

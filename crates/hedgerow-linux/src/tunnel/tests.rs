@@ -6,3 +6,4 @@ mod kernel;
 mod machine;
 mod pair;
 mod paths;
+mod plane;

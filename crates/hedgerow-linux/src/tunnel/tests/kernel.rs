@@ -26,19 +26,19 @@ use crate::tunnel::{
 use crate::udp::UdpError;
 
 /// A whole test's bound on anything it waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Tells the interfaces of other people's WireGuard apart.
 static INTERFACES: AtomicU32 = AtomicU32::new(0);
 
 /// Two namespaces joined by a wire; gone, with all that runs in them, when dropped.
-struct Lab {
+pub(super) struct Lab {
     name: String,
     children: Vec<Child>,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         remove_orphans();
@@ -66,12 +66,12 @@ impl Lab {
         lab
     }
 
-    fn ns(&self, side: u8) -> String {
+    pub(super) fn ns(&self, side: u8) -> String {
         format!("{}-{side}", self.name)
     }
 
     /// Runs `work` in a side's namespace, on a thread of its own.
-    fn inside<T: Send>(&self, side: u8, work: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn inside<T: Send>(&self, side: u8, work: impl FnOnce() -> T + Send) -> T {
         let ns = std::fs::File::open(format!("/run/netns/{}", self.ns(side))).unwrap();
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
@@ -96,8 +96,13 @@ impl Lab {
     }
 
     fn tunnel(&self, side: u8) -> Ours {
+        self.tunnel_with(side, Features::default())
+    }
+
+    pub(super) fn tunnel_with(&self, side: u8, features: Features) -> Ours {
         let (sender, reports) = sync_channel(1000);
-        let config = config(side);
+        let mut config = config(side);
+        config.features = features;
         let handle = self.inside(side, move || {
             Tunnel::start(config, move |report: Report| {
                 sender.try_send(report).map_err(|e| match e {
@@ -112,7 +117,7 @@ impl Lab {
     }
 
     /// Starts Debian's wireguard-go, which knows us as its only peer.
-    fn wireguard_go(&mut self, side: u8, endpoint: Option<&str>) {
+    pub(super) fn wireguard_go(&mut self, side: u8, endpoint: Option<&str>) {
         for (program, package) in [
             ("wireguard-go", "wireguard-go"),
             ("wg", "wireguard-tools"),
@@ -174,7 +179,7 @@ impl Lab {
         self.configure(side, &interface);
     }
 
-    fn ping(&self, from: u8, to: IpAddr) {
+    pub(super) fn ping(&self, from: u8, to: IpAddr) {
         run(&format!(
             "ip netns exec {} ping -q -c 3 -i 0.05 -W 5 {to}",
             self.ns(from)
@@ -183,7 +188,13 @@ impl Lab {
 
     /// Sends `bytes` from one side to the other over TCP and checks each of them; `during` is called
     /// while they flow.
-    fn stream(&self, (from, to): (u8, u8), address: IpAddr, bytes: usize, during: impl FnOnce()) {
+    pub(super) fn stream(
+        &self,
+        (from, to): (u8, u8),
+        address: IpAddr,
+        bytes: usize,
+        during: impl FnOnce(),
+    ) {
         let listener = self.inside(to, || TcpListener::bind((address, 0)).unwrap());
         let target = listener.local_addr().unwrap();
         let sender = self.inside(from, || connect(target));
@@ -240,8 +251,8 @@ impl Drop for Lab {
 }
 
 /// A tunnel of ours with its reports.
-struct Ours {
-    handle: TunnelHandle,
+pub(super) struct Ours {
+    pub(super) handle: TunnelHandle,
     reports: Receiver<Report>,
 }
 
@@ -258,7 +269,7 @@ impl Ours {
         }
     }
 
-    fn know(&self, peer: u8, endpoint: Option<&str>) {
+    pub(super) fn know(&self, peer: u8, endpoint: Option<&str>) {
         self.handle
             .send(Command::SetPeer(peer_config(peer, secret(peer), endpoint)))
             .unwrap();
@@ -296,7 +307,7 @@ fn peer_config(n: u8, key: PrivateKey, endpoint: Option<&str>) -> PeerConfig {
     }
 }
 
-fn run(line: &str) {
+pub(super) fn run(line: &str) {
     let mut words = line.split(' ');
     let output = Program::new(words.next().unwrap())
         .args(words)
@@ -310,7 +321,7 @@ fn run(line: &str) {
     );
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "not in time: {what}");

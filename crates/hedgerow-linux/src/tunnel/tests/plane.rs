@@ -1,0 +1,218 @@
+//! The data plane on the real kernel: every offload, and every way to be without it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+
+use hedgerow_model::address::Underlay;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::kernel::{Lab, Ours, PATIENCE, eventually, run};
+use super::pair::{v4, v6};
+use crate::tun::{Lifetime, Offload, Tun};
+use crate::tunnel::Features;
+use crate::udp::{Arrived, SLOT_BYTES, Sent, Trains, Udp};
+
+const NO_TRAINS: Trains = Trains {
+    send: false,
+    receive: false,
+};
+
+/// What a socket has received: each datagram with its traffic class.
+fn collect(udp: &Udp, count: usize) -> Vec<(Vec<u8>, u8)> {
+    let mut all = vec![];
+    let mut memory = vec![0; 8 * SLOT_BYTES];
+    while all.len() < count {
+        let patience = Timespec::try_from(PATIENCE).unwrap();
+        let mut fds = [PollFd::new(udp, PollFlags::IN)];
+        let ready = rustix::event::poll(&mut fds, Some(&patience)).unwrap();
+        assert!(ready > 0, "{} of {count} came", all.len());
+        let mut arrived = [Arrived::default(); 8];
+        let n = udp.receive(&mut memory, &mut arrived).unwrap();
+        for (slot, train) in memory.chunks(SLOT_BYTES).zip(&arrived).take(n) {
+            for datagram in slot[..train.len].chunks(train.stride) {
+                all.push((datagram.to_vec(), train.class));
+            }
+        }
+    }
+    all
+}
+
+/// Sends a train of a program of side 1 to one of side 2, and checks every datagram.
+fn train(lab: &Lab, (from, to): (IpAddr, IpAddr)) {
+    let receiver = lab.inside(2, || Udp::bind(0, Trains::default()).unwrap());
+    let sender = lab.inside(1, || Udp::bind(0, Trains::default()).unwrap());
+    let target = Underlay(SocketAddr::new(to, receiver.port()));
+    for (size, count, last) in [
+        (1000usize, 30usize, 1000usize),
+        (1300, 20, 7),
+        (100, 50, 100),
+    ] {
+        let bytes: Vec<u8> = (0..size * (count - 1) + last)
+            .map(|n| (n % 251).to_le_bytes()[0])
+            .collect();
+        assert_eq!(sender.send(target, 0x28, &bytes, size), Sent::Yes);
+        let got = collect(&receiver, count);
+        let expected: Vec<_> = bytes.chunks(size).map(|d| (d.to_vec(), 0x28)).collect();
+        assert!(got == expected, "{from} {to} {size}");
+    }
+}
+
+fn join(one: &Ours, two: &Ours) {
+    one.know(2, Some("192.0.2.2:7117"));
+    two.know(1, Some("192.0.2.1:7117"));
+}
+
+#[test]
+fn tunnel_every_offload_and_every_way_without_carries_the_same() {
+    let kinds = [
+        Offload::Nothing,
+        Offload::Checksums,
+        Offload::Tcp,
+        Offload::TcpEcn,
+        Offload::Udp,
+    ];
+    for tun in kinds {
+        let trains = match tun {
+            Offload::Nothing | Offload::Tcp => NO_TRAINS,
+            Offload::Checksums | Offload::TcpEcn | Offload::Udp => Trains::default(),
+        };
+        let lab = Lab::new();
+        let one = lab.tunnel_with(1, Features { tun, trains });
+        let two = lab.tunnel_with(2, Features::default());
+        join(&one, &two);
+        lab.ping(1, v4(2));
+        lab.stream((1, 2), v6(2), 2 << 20, || {});
+        lab.stream((2, 1), v4(1), 2 << 20, || {});
+        train(&lab, (v4(1), v4(2)));
+        train(&lab, (v6(1), v6(2)));
+        let (one, two) = (one.handle.stats(), two.handle.stats());
+        for stats in [one, two] {
+            // The kernel's own multicast is not carried.
+            assert!(stats.dropped_outgoing < 16, "{tun:?} {stats:?}");
+            assert_eq!(stats.dropped_inner_malformed, 0, "{tun:?} {stats:?}");
+            assert_eq!(stats.handshakes_done, 1, "{tun:?} {stats:?}");
+        }
+    }
+}
+
+#[test]
+fn tun_devices_are_opened_with_what_is_asked_for_and_reopened_as_another_kind() {
+    let lab = Lab::new();
+    let open = |most, count| {
+        lab.inside(1, || {
+            Tun::open_queues("lasting", Lifetime::Persistent, most, count).unwrap()
+        })
+    };
+    for (most, count) in [(Offload::Udp, 1), (Offload::Nothing, 1), (Offload::Tcp, 3)] {
+        let queues = open(most, count);
+        // Made with one queue, it keeps to one; the rest of its kind is chosen anew.
+        assert_eq!(queues.len(), 1);
+        assert_eq!(queues[0].offload(), most);
+    }
+    lab.inside(1, || crate::tun::remove("lasting").unwrap());
+    assert_eq!(open(Offload::Udp, 3).len(), 3);
+    let again = open(Offload::Checksums, 1);
+    assert_eq!((again.len(), again[0].offload()), (1, Offload::Checksums));
+    drop(again);
+    lab.inside(1, || crate::tun::remove("lasting").unwrap());
+}
+
+/// A middle that passes datagrams on between two tunnels, and marks each "congestion experienced".
+fn congested(lab: &Lab, end: &Arc<AtomicBool>, (one, two): (SocketAddr, SocketAddr)) -> Underlay {
+    let (sender, port) = channel();
+    let (classes, end) = (Arc::new(AtomicBool::new(false)), Arc::clone(end));
+    let middle = lab.inside(2, || Udp::bind(0, Trains::default()).unwrap());
+    sender.send(middle.port()).unwrap();
+    std::thread::spawn(move || {
+        let mut memory = vec![0; SLOT_BYTES];
+        while !end.load(Ordering::Relaxed) {
+            let mut fds = [PollFd::new(&middle, PollFlags::IN)];
+            let short = Timespec {
+                tv_sec: 0,
+                tv_nsec: 50_000_000,
+            };
+            rustix::event::poll(&mut fds, Some(&short)).unwrap();
+            let mut arrived = [Arrived::default()];
+            if middle.receive(&mut memory, &mut arrived).unwrap() == 0 {
+                continue;
+            }
+            let a = arrived[0];
+            let to = if a.from.0 == one { two } else { one };
+            // The class of what is inside stands outside: its DSCP is the test's.
+            classes.fetch_or(a.class >> 2 == 46, Ordering::Relaxed);
+            middle.send(Underlay(to), a.class | 3, &memory[..a.len], a.stride);
+        }
+        assert!(classes.load(Ordering::Relaxed), "no class came outside");
+    });
+    let port = port.recv().unwrap();
+    Underlay(SocketAddr::new(two.ip(), port))
+}
+
+#[test]
+fn tunnel_classes_go_out_and_congestion_marks_come_in() {
+    for (one_at, two_at) in [
+        ("192.0.2.1:7117", "192.0.2.2:7117"),
+        ("[fd11::1]:7117", "[fd11::2]:7117"),
+    ] {
+        let lab = Lab::new();
+        let one = lab.tunnel_with(1, Features::default());
+        let two = lab.tunnel_with(2, Features::default());
+        let end = Arc::new(AtomicBool::new(false));
+        let ends = (one_at.parse().unwrap(), two_at.parse().unwrap());
+        let middle = congested(&lab, &end, ends).to_string();
+        one.know(2, Some(&middle));
+        two.know(1, None);
+        for (from, to) in [(v4(1), v4(2)), (v6(1), v6(2))] {
+            let receiver = lab.inside(2, || Udp::bind(0, Trains::default()).unwrap());
+            let sender = lab.inside(1, || Udp::bind(0, Trains::default()).unwrap());
+            let target = Underlay(SocketAddr::new(to, receiver.port()));
+            let (expedited, capable, marked) = (46 << 2, 2, 3);
+            sender.send(target, expedited | capable, b"capable", 7);
+            let got = collect(&receiver, 1);
+            assert_eq!(got, [(b"capable".to_vec(), expedited | marked)], "{from}");
+            let before = two.handle.stats().dropped_congestion;
+            sender.send(target, expedited, b"not capable", 11);
+            eventually("the mark is told by a loss", || {
+                two.handle.stats().dropped_congestion == before + 1
+            });
+        }
+        end.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn tunnel_against_wireguard_go_with_every_offload_over_ipv6() {
+    let mut lab = Lab::new();
+    let ours = lab.tunnel_with(1, Features::default());
+    lab.wireguard_go(2, None);
+    ours.know(2, Some("[fd11::2]:7117"));
+    for family in [v4, v6] {
+        lab.ping(1, family(2));
+        lab.stream((1, 2), family(2), 8 << 20, || {});
+        lab.stream((2, 1), family(1), 8 << 20, || {});
+        train(&lab, (family(1), family(2)));
+    }
+    let stats = ours.handle.stats();
+    assert!(
+        stats.dropped_outgoing < 16 && stats.dropped_spoofed == 0,
+        "{stats:?}"
+    );
+}
+
+#[test]
+fn tunnel_a_keystroke_passes_a_greedy_stream() {
+    let lab = Lab::new();
+    let one = lab.tunnel_with(1, Features::default());
+    let two = lab.tunnel_with(2, Features::default());
+    join(&one, &two);
+    lab.stream((1, 2), v4(2), 64 << 20, || {
+        // Not one of these may be lost, whatever the queues drop.
+        let ns = lab.ns(1);
+        run(&format!(
+            "ip netns exec {ns} ping -q -c 20 -i 0.01 -W 5 {}",
+            v4(2)
+        ));
+    });
+}
