@@ -79,6 +79,12 @@ pub const MTU_DEFAULT: u16 = 1420;
 pub const MTU_MIN: u16 = 1280;
 /// Time between two reports that a peer is heard from elsewhere.
 pub const HEARD_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two reports that packets are exchanged with a peer.
+pub const ACTIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Silence after a packet that is reported.
+pub const SILENT_MIN: Duration = Duration::from_millis(150);
+/// The same where packets go one way only, and only messages come back.
+pub const SILENT_MAX: Duration = Duration::from_millis(2400);
 /// Bytes of one inner packet that can be configured.
 pub const MTU_MAX: u16 = 9000;
 /// First byte of a mesh datagram, or a greater one: not WireGuard's, handed up unread.
@@ -390,6 +396,18 @@ pub enum Report {
         /// By which path.
         from: Path,
     },
+    /// Packets go to the peer or come from it. Said at most once per [`ACTIVE_INTERVAL`] and peer, and only
+    /// of peers with [`Roaming::Report`].
+    Active {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// A packet was sent to the peer, and nothing came back for [`SILENT_MIN`]; twice as long each time
+    /// that only messages come back, up to [`SILENT_MAX`]. Only of peers with [`Roaming::Report`].
+    Silent {
+        /// Which device.
+        device: DeviceId,
+    },
     /// No session with the peer is left; the next packet begins a handshake.
     Idle {
         /// Which device.
@@ -477,7 +495,7 @@ pub struct PeerStatus {
 /// ```
 ///
 /// A report given back is treated by its kind: [`Report::Datagram`], [`Report::Message`],
-/// [`Report::Heard`], [`Report::Spoofed`] and [`Report::HandshakeFromUnknown`] are dropped and counted; [`Report::Wanted`] is dropped, and
+/// [`Report::Heard`], [`Report::Active`], [`Report::Silent`], [`Report::Spoofed`] and [`Report::HandshakeFromUnknown`] are dropped and counted; [`Report::Wanted`] is dropped, and
 /// said again by the next packet for that destination; all others are kept, up to
 /// [`REPORTS_KEPT_MAX`], and offered again in order every 20 ms.
 pub trait Reports: Send + 'static {

@@ -63,6 +63,8 @@ impl State {
                 self.mesh
                     .handle_session(device, Session::Established(endpoint), view);
             }
+            // The mesh does not choose this peer's path yet.
+            Report::Active { .. } | Report::Silent { .. } => {}
             Report::Idle { device } => self.mesh.handle_session(device, Session::Idle, view),
             Report::Unanswered { device } => {
                 self.mesh.handle_session(device, Session::Unanswered, view);

@@ -24,7 +24,7 @@ use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT};
 use super::waiting::{Budget, Destinations, PEER_PACKETS_MAX};
 use super::{
     Command, Cut, HEARD_INTERVAL, MTU_MIN, PeerConfig, PeerRefusal, PrivateKey, Rejection, Report,
-    Roaming, Secrecy, Slot, Stats,
+    Roaming, SILENT_MAX, SILENT_MIN, Secrecy, Slot, Stats,
 };
 
 /// Peers that can be set; one more is refused.
@@ -485,6 +485,7 @@ impl Core {
                 peer.due.reply = Some(now.mono + NO_REPLY_TIMEOUT);
                 self.arm(place);
             }
+            self.note_use(place, now.mono);
         }
         if rekey {
             self.begin_handshake(place, now);
@@ -578,6 +579,7 @@ impl Core {
         };
         peer.last_received = Some(now.mono);
         peer.due.reply = None;
+        peer.due.silent = None;
         peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
         let device = peer.device;
         let is_next = peer.sessions.next_is(receiver);
@@ -639,6 +641,7 @@ impl Core {
             self.report_suspicion(Report::Spoofed { device, src, dst }, now);
             return None;
         }
+        peer.silent_after = SILENT_MIN;
         let bytes = u64::try_from(len).unwrap_or(0);
         peer.received_bytes += bytes;
         self.stats.received_packets += 1;
@@ -659,6 +662,12 @@ impl Core {
         let is_due = |at: Option<Mono>| at.is_some_and(|at| at <= now.mono);
         let (reply, keepalive) = (is_due(peer.due.reply), is_due(peer.due.keepalive));
         let persistent = is_due(peer.due.persistent);
+        let silent = is_due(peer.due.silent);
+        if silent {
+            peer.due.silent = None;
+            peer.silent_after = (peer.silent_after * 2).min(SILENT_MAX);
+        }
+        let device = peer.device;
         if reply {
             peer.due.reply = None;
         }
@@ -667,6 +676,9 @@ impl Core {
         }
         if persistent {
             peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+        }
+        if silent {
+            self.report(Report::Silent { device });
         }
         if reply {
             self.begin_handshake(place, now);
@@ -690,6 +702,7 @@ impl Core {
         if had && peer.sessions.is_empty() {
             let device = peer.device;
             peer.due.reply = None;
+            peer.due.silent = None;
             peer.due.keepalive = None;
             self.report(Report::Idle { device });
         }

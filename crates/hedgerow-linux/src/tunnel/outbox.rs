@@ -71,6 +71,8 @@ fn must_arrive(report: &Report) -> bool {
         Report::Datagram { .. }
         | Report::Message { .. }
         | Report::Heard { .. }
+        | Report::Active { .. }
+        | Report::Silent { .. }
         | Report::Wanted { .. }
         | Report::Spoofed { .. }
         | Report::HandshakeFromUnknown { .. } => false,

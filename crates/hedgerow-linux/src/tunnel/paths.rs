@@ -1,14 +1,14 @@
 //! The machine's paths: where peers are, what is sent by another way, what is passed on.
 
-use hedgerow_model::Now;
 use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::{self, Path, RELAY_HEADER_BYTES};
+use hedgerow_model::{Mono, Now};
 
 use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
 use super::message::{self, HEADER_BYTES};
 use super::timers::{self, NO_REPLY_TIMEOUT};
-use super::{Cut, PresharedKey};
+use super::{ACTIVE_INTERVAL, Cut, PresharedKey, Report, Roaming};
 
 impl Core {
     /// A relay's frame: one we pass on, or one for us.
@@ -38,6 +38,30 @@ impl Core {
         self.stats.relayed_frames += 1;
         self.stats.relayed_bytes += u64::try_from(frame.len()).unwrap_or(0);
         Handled::Forward(to.to)
+    }
+
+    /// A packet was sent to a peer whose paths the mesh chooses: it is told that they are used, and if
+    /// nothing comes back.
+    pub(super) fn note_use(&mut self, place: u32, now: Mono) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        if peer.roaming == Roaming::Follow {
+            return;
+        }
+        let is_new = peer.due.silent.is_none();
+        if is_new {
+            peer.due.silent = Some(now + peer.silent_after);
+        }
+        let was = peer.active_at.map(|at| now.since(at));
+        if was.is_none_or(|ago| ago >= ACTIVE_INTERVAL) {
+            peer.active_at = Some(now);
+            let device = peer.device;
+            self.report(Report::Active { device });
+        }
+        if is_new {
+            self.arm(place);
+        }
     }
 
     /// Sends a datagram, inside a relay's frame where the path has one.

@@ -17,7 +17,9 @@ use super::noise::{Initiator, Timestamp};
 use super::session::Session;
 use super::timers::{PERSISTENT_KEEPALIVE_MIN, REJECT_AFTER_TIME};
 use super::waiting::Queue;
-use super::{PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Roaming, Secrecy, Slot};
+use super::{
+    PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Roaming, SILENT_MIN, Secrecy, Slot,
+};
 
 /// A peer's key with what is remembered about it.
 pub(super) struct RemoteKey {
@@ -163,6 +165,8 @@ impl Sessions {
 pub(super) struct Due {
     /// An answer to data we sent; without it the session is dead.
     pub(super) reply: Option<Mono>,
+    /// An answer to data we sent; without it the path may be dead.
+    pub(super) silent: Option<Mono>,
     /// A keepalive, unless we send something before.
     pub(super) keepalive: Option<Mono>,
     /// A keepalive that holds a NAT's mapping open.
@@ -180,6 +184,10 @@ pub(super) struct Peer {
     pub(super) mtu: Option<u16>,
     /// When it was last reported to be heard from elsewhere.
     pub(super) heard_at: Option<Mono>,
+    /// When it was last reported that packets are exchanged.
+    pub(super) active_at: Option<Mono>,
+    /// The silence that is reported next.
+    pub(super) silent_after: Duration,
     pub(super) current_key: Option<RemoteKey>,
     pub(super) previous_key: Option<RemoteKey>,
     pub(super) keepalive: Option<Duration>,
@@ -205,6 +213,8 @@ impl Peer {
             roaming: config.roaming,
             mtu: None,
             heard_at: None,
+            active_at: None,
+            silent_after: SILENT_MIN,
             current_key: None,
             previous_key: None,
             keepalive: None,
@@ -280,6 +290,7 @@ impl Peer {
         [
             handshake,
             self.due.reply,
+            self.due.silent,
             self.due.keepalive,
             self.due.persistent,
         ]

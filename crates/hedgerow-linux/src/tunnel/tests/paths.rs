@@ -3,6 +3,9 @@
 use hedgerow_model::message::{self, MessageKind};
 use hedgerow_model::path::{Path, RelaySession, relay_header};
 
+use hedgerow_model::Now;
+use std::time::Duration;
+
 use super::pair::*;
 use crate::tunnel::{Command, Cut, PresharedKey, Report, Roaming, Secrecy};
 
@@ -266,6 +269,47 @@ fn tunnel_where_a_pre_shared_key_is_required_packets_wait_for_it_and_messages_do
     a.tell(Command::Rekey { device }, at(3));
     pump(&mut a, &mut b, at(3));
     assert_eq!(b.got().len(), 2, "those that waited");
+}
+
+#[test]
+fn tunnel_use_and_silence_are_reported_where_the_mesh_chooses_the_path() {
+    let (mut a, mut b) = reporting_pair();
+    b.send(&packet(v6(2), v6(1), b"answer"), at(1));
+    pump(&mut a, &mut b, at(1));
+    let device = b.device();
+    let after = |ms: u64| {
+        let start = at(10);
+        Now {
+            mono: start.mono + Duration::from_millis(ms),
+            ..start
+        }
+    };
+    let send = |a: &mut Node, ms: u64| {
+        a.send(&packet(v6(1), v6(2), b"x"), after(ms));
+        std::mem::take(&mut a.sent)
+    };
+    send(&mut a, 0);
+    assert_eq!(a.said(), [Report::Active { device }], "once");
+    send(&mut a, 100);
+    a.timeout(after(149));
+    assert!(a.said().is_empty());
+    a.timeout(after(150));
+    assert_eq!(a.said(), [Report::Silent { device }]);
+    // A message alone shows that the path works: the next silence is longer.
+    b.tell(say(&a, None, b"here"), after(150));
+    pump(&mut a, &mut b, after(150));
+    a.said();
+    send(&mut a, 200);
+    a.timeout(after(499));
+    assert!(a.said().is_empty());
+    a.timeout(after(500));
+    assert_eq!(a.said(), [Report::Silent { device }]);
+    // A packet that comes back makes it short again.
+    b.send(&packet(v6(2), v6(1), b"y"), after(500));
+    pump(&mut a, &mut b, after(500));
+    send(&mut a, 600);
+    a.timeout(after(751));
+    assert_eq!(a.said(), [Report::Silent { device }]);
 }
 
 #[test]
