@@ -25,6 +25,7 @@ pub mod link;
 mod netlink;
 pub mod nft;
 pub mod process;
+pub mod random;
 pub mod service;
 pub mod sessions;
 pub mod tun;

@@ -200,15 +200,20 @@ impl Loaded {
 /// When nftables, one of its expressions or the right to use it is missing; the error names it.
 pub fn probe() -> Result<Ownership, NftError> {
     let mut table = Table::connect(None)?;
-    let ownership = table.supported()?;
-    if matches!(table.look(), Ok(Found::Absent)) {
-        let content = layout::layout(&layout::specimen(), Wall(0))?;
-        let all: Vec<_> = std::iter::once(wire::table(TABLE, 0, ""))
-            .chain(content)
-            .collect();
-        table.transact(&all, Ending::Abandon)?;
+    match table.look() {
+        // Trying something out costs tens of milliseconds, and here stands what was to be tried.
+        Err(NftError::OwnedByAnother) => return Ok(Ownership::Owned),
+        Ok(Found::Plain) if table.is_orphan()? => return Ok(Ownership::Owned),
+        Ok(Found::Absent) => {
+            let content = layout::layout(&layout::specimen(), Wall(0))?;
+            let all: Vec<_> = std::iter::once(wire::table(TABLE, 0, ""))
+                .chain(content)
+                .collect();
+            table.transact(&all, Ending::Abandon)?;
+        }
+        Ok(_) | Err(_) => {}
     }
-    Ok(ownership)
+    table.supported()
 }
 
 /// Says whether this kernel tells packets apart by the control group of their socket.
@@ -256,6 +261,10 @@ impl Table {
             table.transact(&[adopt], Ending::Commit)?;
             table.found = Found::Orphan;
         }
+        if matches!(table.found, Found::Orphan | Found::Ours) {
+            // What stands there shows what the kernel knows.
+            table.ownership = Some(Ownership::Owned);
+        }
         Ok(table)
     }
 
@@ -293,7 +302,7 @@ impl Table {
         self.found
     }
 
-    /// Returns who may change the table; known after the first load.
+    /// Returns who may change the table; known after the first load, and at once for an owned one.
     pub fn ownership(&self) -> Option<Ownership> {
         self.ownership
     }

@@ -306,8 +306,11 @@ impl<'a> Resolver<'a> {
         };
         // Where nobody watches the clock, the entries that a window holds open end by themselves and
         // leave the default: so the default is what holds without a clock.
-        let mut default = case.verdict(None, &self.blind);
-        let pieces: Vec<Entry> = case.pieces().into_iter().map(|p| case.decide(p)).collect();
+        let mut default = case.verdict(&case.about_everything(), &self.blind);
+        let pieces = case.pieces();
+        let spoken = case.spoken_of(&pieces);
+        let decided = pieces.iter().zip(&spoken);
+        let pieces: Vec<Entry> = decided.map(|(p, rules)| case.decide(*p, rules)).collect();
         let ends = pieces.iter().find(|e| e.until.is_some());
         if let (Some(_), false) = (ends, refuses(default)) {
             default = Verdict::Deny(DEFAULT);
@@ -415,13 +418,49 @@ impl Case<'_, '_> {
         pieces
     }
 
-    /// Decides one piece at the present time, and finds when a window takes away what it lets pass.
-    fn decide(&self, ports: Ports) -> Entry {
-        let at = |m: &Moment| self.verdict(Some((ports.protocol, ports.first)), m);
+    /// Returns the rules that speak of every protocol and port.
+    fn about_everything(&self) -> Vec<usize> {
+        let any = |i: &&usize| {
+            let rule = self.resolver.rule(**i);
+            rule.is_some_and(|r| matches!(r.services, Services::Any))
+        };
+        self.rules.iter().filter(any).copied().collect()
+    }
+
+    /// Returns the rules that speak of each piece, in their order. A range of a rule covers pieces that
+    /// lie side by side, so the work grows with what is found and not with rules times pieces.
+    fn spoken_of(&self, pieces: &[Ports]) -> Vec<Vec<usize>> {
+        let mut out = vec![Vec::new(); pieces.len()];
+        for index in self.rules {
+            let Some(rule) = self.resolver.rule(*index) else {
+                continue;
+            };
+            let Services::Only(ranges) = &rule.services else {
+                out.iter_mut().for_each(|rules| rules.push(*index));
+                continue;
+            };
+            for range in ranges {
+                let start = pieces.partition_point(|p| place(p) < place(range));
+                let covered = pieces.iter().zip(out.iter_mut()).skip(start);
+                for (_, rules) in covered.take_while(|(p, _)| range.contains(p.protocol, p.first)) {
+                    // Ranges of one rule may overlap.
+                    if rules.last() != Some(index) {
+                        rules.push(*index);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Decides one piece at the present time by the rules that speak of it, and finds when a window
+    /// takes away what it lets pass.
+    fn decide(&self, ports: Ports, rules: &[usize]) -> Entry {
+        let at = |m: &Moment| self.verdict(rules, m);
         let mut moments = self.resolver.moments.iter();
         let verdict = moments.next().map_or_else(|| at(&self.resolver.blind), at);
-        let timed = self.rules.iter().filter_map(|i| self.resolver.rule(*i));
-        let until = if refuses(verdict) || timed.clone().all(|r| r.schedule.is_none()) {
+        let mut timed = rules.iter().filter_map(|i| self.resolver.rule(*i));
+        let until = if refuses(verdict) || timed.all(|r| r.schedule.is_none()) {
             None
         } else {
             moments.find(|m| refuses(at(m))).map(|m| m.at)
@@ -433,16 +472,17 @@ impl Case<'_, '_> {
         }
     }
 
-    /// Walks the tiers: the first that decides ends it, and in a tier deny beats allow.
-    fn verdict(&self, point: Option<(Protocol, u16)>, moment: &Moment) -> Verdict {
+    /// Walks the tiers of the rules that speak: the first that decides ends it, and in a tier deny
+    /// beats allow.
+    fn verdict(&self, spoken: &[usize], moment: &Moment) -> Verdict {
         let mut would: Option<RuleRef> = None;
-        let mut rest = self.rules;
+        let mut rest = spoken;
         while let Some(first) = rest.first().and_then(|i| self.resolver.rule(*i)) {
             let in_tier = |i: &usize| self.resolver.rule(*i).is_some_and(|r| r.tier == first.tier);
             let (tier, lower) = rest.split_at(rest.iter().take_while(|i| in_tier(i)).count());
             rest = lower;
             let mut allowed: Option<&ProgramRule> = None;
-            for index in tier.iter().filter(|i| self.applies(**i, point, moment)) {
+            for index in tier.iter().filter(|i| self.applies(**i, spoken, moment)) {
                 let Some(rule) = self.resolver.rule(*index) else {
                     continue;
                 };
@@ -479,36 +519,30 @@ impl Case<'_, '_> {
         }
     }
 
-    fn applies(&self, index: usize, point: Option<(Protocol, u16)>, moment: &Moment) -> bool {
+    /// Whether a rule that speaks is in force now, and no exception of it that speaks too.
+    fn applies(&self, index: usize, spoken: &[usize], moment: &Moment) -> bool {
         let excepted = |rule: &ProgramRule| {
             let except = rule.except.iter().map(|e| usize::from(*e));
-            let mut except = except.filter(|e| self.rules.contains(e));
-            except.any(|e| self.fits(e, point, moment))
+            let mut except = except.filter(|e| spoken.contains(e));
+            except.any(|e| self.in_force(e, moment))
         };
-        self.fits(index, point, moment) && !self.resolver.rule(index).is_some_and(excepted)
+        self.in_force(index, moment) && !self.resolver.rule(index).is_some_and(excepted)
     }
 
-    /// Whether the rule speaks of this service now, its exceptions aside.
-    fn fits(&self, index: usize, point: Option<(Protocol, u16)>, moment: &Moment) -> bool {
+    fn in_force(&self, index: usize, moment: &Moment) -> bool {
         let Some(rule) = self.resolver.rule(index) else {
             return false;
-        };
-        let spoken = match &rule.services {
-            Services::Any => true,
-            Services::Only(ports) => point
-                .is_some_and(|(protocol, port)| ports.iter().any(|p| p.contains(protocol, port))),
         };
         let reading = rule.schedule.map(|s| {
             let reading = moment.readings.get(usize::from(s));
             reading.copied().unwrap_or(Reading::Unknown)
         });
-        let in_force = match reading {
+        match reading {
             None | Some(Reading::Open) => true,
             Some(Reading::Closed) => false,
             Some(Reading::Unknown) => rule.effect == Effect::Deny,
             Some(Reading::Hopeful) => rule.effect == Effect::Allow,
-        };
-        spoken && in_force
+        }
     }
 }
 
@@ -598,6 +632,11 @@ fn written(direction: Direction, prefixes: &[Prefix], lines: &Lines) -> Vec<Unde
 
 fn refuses(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Deny(_))
+}
+
+/// Where a piece stands among all of one case.
+fn place(ports: &Ports) -> (Protocol, u16) {
+    (ports.protocol, ports.first)
 }
 
 fn joins(a: &Entry, b: &Entry) -> bool {

@@ -39,10 +39,17 @@ pub(crate) fn seed() -> u64 {
     u64::from_ne_bytes(bytes())
 }
 
-/// Fills `dst`. The provider's generator fails only when the kernel has no entropy source at all;
+/// Lets the TLS provider's generator gather what it begins with, so that no handshake waits for it.
+pub(crate) fn warm() {
+    if aws_lc_rs::rand::fill(&mut [0; 1]).is_err() {
+        tracing::warn!("the TLS provider has no randomness");
+    }
+}
+
+/// Fills `dst`. The kernel's generator fails only when the kernel has no entropy source at all;
 /// then there is no safe way on, and waiting for one is the safest state.
 fn fill(dst: &mut [u8]) {
-    while aws_lc_rs::rand::fill(dst).is_err() {
+    while hedgerow_linux::random::fill(dst).is_err() {
         std::thread::yield_now();
     }
 }

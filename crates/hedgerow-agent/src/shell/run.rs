@@ -236,6 +236,8 @@ pub(crate) async fn run(config: Config) -> Result<End, Failure> {
     if let Some(missing) = process::missing().into_iter().next() {
         return Err(self::missing(&missing));
     }
+    // The provider's generator takes tens of milliseconds to begin; only TLS needs it.
+    drop(tokio::task::spawn_blocking(entropy::warm));
     let mut notifier = Notifier::from_environment();
     let opened = open(&config)?;
     let table = Table::open(notifier.take(DESCRIPTOR_NAME)).map_err(|e| kernel(&e))?;

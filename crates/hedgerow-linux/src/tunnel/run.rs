@@ -33,7 +33,7 @@ pub(super) fn start(
         return Err(StartError::Mtu { mtu: config.mtu });
     }
     let mut entropy: Entropy =
-        Box::new(|bytes| aws_lc_rs::rand::fill(bytes).map_err(|_unspecified| NoEntropy));
+        Box::new(|bytes| crate::random::fill(bytes).map_err(|_error| NoEntropy));
     let no_entropy = |_e: NoEntropy| StartError::System(io::Error::other("no random bytes"));
     entropy(&mut [0; 32]).map_err(no_entropy)?;
     let udp = Udp::bind(config.port, config.features.trains)?;
