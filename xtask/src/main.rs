@@ -1,4 +1,4 @@
-//! Automation of this workspace: `cargo xtask demo`, `test`, `tidy`, `ci`.
+//! Automation of this workspace: `cargo xtask demo`, `test`, `sim`, `tidy`, `ci`.
 //!
 //! Not here: anything that a customer runs.
 #![forbid(unsafe_code)]
@@ -37,6 +37,24 @@ enum Command {
     Test,
     /// The same as `test`: there is no check that exists only in CI.
     Ci,
+    /// Simulates plants from seeds; a failure prints the command that repeats it.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+        /// The first; random unless given.
+        #[arg(long)]
+        from: Option<u64>,
+        /// Devices of each plant.
+        #[arg(long, default_value_t = 200)]
+        nodes: usize,
+        /// Simulated minutes.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// Uses a debug build, as the tests do.
+        #[arg(long)]
+        debug: bool,
+    },
     /// Checks what neither the compiler nor clippy checks.
     Tidy,
 }
@@ -45,6 +63,17 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo { once, json } => demo(once, json),
         Command::Test | Command::Ci => test(),
+        Command::Sim {
+            seeds,
+            from,
+            nodes,
+            minutes,
+            debug,
+        } => sim(
+            from,
+            [seeds, u64::try_from(nodes).unwrap_or(u64::MAX), minutes],
+            debug,
+        ),
         Command::Tidy => tidy(),
     };
     match result {
@@ -91,6 +120,38 @@ fn test() -> Result<()> {
     steps.run("build", || step::cargo(&["build", "--workspace", "--bins"]))?;
     steps.run("tests, the lab last", || {
         step::cargo(&["test", "--workspace", "--no-fail-fast"])
+    })
+}
+
+fn sim(from: Option<u64>, [seeds, nodes, minutes]: [u64; 3], debug: bool) -> Result<()> {
+    let mut steps = Steps::new(2);
+    let profile = if debug { "dev" } else { "release" };
+    steps.run("build", || {
+        step::cargo(&["build", "--profile", profile, "--package", "hedgerow-lab"])
+    })?;
+    let folder = if debug { "debug" } else { "release" };
+    let lab = target()?.join(folder).join("hedgerow-lab");
+    let (lab, commit) = (
+        lab.to_string_lossy().into_owned(),
+        step::output(&["git", "rev-parse", "HEAD"])?,
+    );
+    let from = from.unwrap_or_else(step::random_seed).to_string();
+    let [seeds, nodes, minutes] = [seeds, nodes, minutes].map(|n| n.to_string());
+    steps.run("simulation", || {
+        step::program(&[
+            &lab,
+            "sim",
+            "--seeds",
+            &seeds,
+            "--from",
+            &from,
+            "--nodes",
+            &nodes,
+            "--minutes",
+            &minutes,
+            "--commit",
+            commit.trim(),
+        ])
     })
 }
 

@@ -28,6 +28,7 @@ mod probe;
 pub mod process;
 mod programs;
 mod screen;
+mod sim;
 pub mod supervise;
 mod witness;
 
@@ -122,6 +123,27 @@ enum Command {
     /// Sends datagrams to it.
     #[command(hide = true)]
     BenchSend,
+    /// Simulates plants from seeds, and compares who reaches whom with a reference.
+    Sim {
+        /// How many seeds, one after the other.
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+        /// The first.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
+        /// Devices of each plant.
+        #[arg(long, default_value_t = 200)]
+        nodes: usize,
+        /// Simulated minutes.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// The commit to name when a seed fails.
+        #[arg(long, default_value = "COMMIT", hide = true)]
+        commit: String,
+        /// Writes one JSON object per seed.
+        #[arg(long)]
+        json: bool,
+    },
     /// Removes what a killed lab left.
     Clean,
     /// Keeps a program running as the service manager would.
@@ -188,6 +210,21 @@ pub fn main() -> ExitCode {
         Command::Tunnel(bare) => bare.run(),
         Command::BenchHold { peers } => bench::hold(peers),
         Command::BenchSend => bench::send(),
+        Command::Sim {
+            seeds,
+            from,
+            nodes,
+            minutes,
+            commit,
+            json,
+        } => {
+            let first = sim::Shape {
+                seed: from,
+                nodes,
+                length: Duration::from_secs(minutes * 60),
+            };
+            sim::many(Screen::of(json), first, seeds, &commit)
+        }
         Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),
         Command::Supervise {
             directory,
