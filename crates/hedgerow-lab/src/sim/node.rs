@@ -470,7 +470,11 @@ fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
         Report::HandshakeFromUnknown { public_key, .. } => {
             mesh.handle_unknown_handshake(public_key, view);
         }
-        Report::Spoofed { .. } | Report::PeerRefused { .. } | Report::Stopped { .. } => {}
+        Report::Active { .. }
+        | Report::Silent { .. }
+        | Report::Spoofed { .. }
+        | Report::PeerRefused { .. }
+        | Report::Stopped { .. } => {}
     }
 }
 
