@@ -2,6 +2,9 @@
 //!
 //! A target passes when it returns: nothing here may panic, overflow or grow without bound.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
 use hedgerow_identity::certificate::{CaFacts, LeafFacts};
 use hedgerow_identity::cose::Envelope;
 use hedgerow_identity::enroll::Token;
@@ -9,10 +12,13 @@ use hedgerow_identity::enroll::wire::{EnrollReply, EnrollRequest, FrameBuffer, H
 use hedgerow_identity::trust::Trust;
 use hedgerow_mesh::Memory;
 use hedgerow_mesh::introduction::{Answer, Ask};
-use hedgerow_model::id::Digest;
+use hedgerow_mesh::names::{Transport, Zone};
+use hedgerow_model::address::OverlayAddresses;
+use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::program::Program;
 use hedgerow_model::statement::{
-    Beacon, Binding, Manifest, Names, RevocationList, SignedProgramBody, SiteConfig, States, Ticket,
+    Beacon, Binding, Manifest, NameEntry, Names, P256Public, RevocationList, SignedProgramBody,
+    SiteConfig, States, Ticket, X25519Public,
 };
 use hedgerow_model::wire::decode_canonical;
 use hedgerow_sync::frame::FrameReader;
@@ -38,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     ("inner", inner),
     ("segments", segments),
     ("policy", policy),
+    ("names", names),
 ];
 
 /// COSE envelopes and every statement they may carry.
@@ -190,4 +197,65 @@ pub fn policy(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         drop(hedgerow_policy::parse(text, "fuzz.yaml"));
     }
+}
+
+/// Questions of local programs, to a zone with a few names and without one.
+pub fn names(data: &[u8]) {
+    let zone = sample_zone();
+    assert!(zone.is_some());
+    for zone in [zone.as_ref(), None] {
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let (_, answer) = hedgerow_mesh::names::answer(zone, data, transport);
+            // An answer is never taken for a question, so two resolvers cannot talk for ever.
+            let again = answer.map(|a| hedgerow_mesh::names::answer(zone, &a, transport).1);
+            assert!(!matches!(again, Some(Some(_))), "an answer was answered");
+        }
+    }
+}
+
+/// A zone with three names, an IPv4 and an IPv6 pool.
+pub fn sample_zone() -> Option<Zone> {
+    let entry = |n: u8, name: &str, site: &str| {
+        Some(NameEntry {
+            id: DeviceId([n; 16]),
+            name: name.parse().ok()?,
+            site: site.parse().ok()?,
+            addresses: OverlayAddresses {
+                v6: Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, u16::from(n)),
+                v4: n.is_multiple_of(2).then(|| Ipv4Addr::new(100, 80, 0, n)),
+            },
+        })
+    };
+    let own = entry(6, "sensor-1", "plant-1")?;
+    let ticket = Ticket {
+        id: own.id,
+        name: own.name,
+        site: own.site,
+        identity_key: P256Public([2; 33]),
+        introduction_key: X25519Public([3; 32]),
+        labels: "role=sensor".parse().ok()?,
+        addresses: own.addresses,
+        epoch: 1,
+        not_after_secs: 0,
+    };
+    let config = SiteConfig {
+        revision: Revision::default(),
+        site: ticket.site.clone(),
+        zone: "Europe/Paris".to_owned(),
+        controllers: Vec::new(),
+        management: Vec::new(),
+        pools: vec!["100.80.0.0/12".parse().ok()?],
+        suffix: "hedgerow.internal".to_owned(),
+        grace_secs: 0,
+    };
+    let names = Names {
+        revision: Revision::default(),
+        site: ticket.site.clone(),
+        entries: vec![
+            entry(2, "collector-1", "plant-1")?,
+            entry(3, "plc-1", "plant-2")?,
+        ],
+    };
+    let zone = Zone::new(&config, &ticket, Some(Arc::new(names)))?;
+    Some(zone.with_pool("fd00::/48".parse().ok()?))
 }

@@ -192,6 +192,9 @@ macro_rules! reasons {
         }
 
         impl $name {
+            /// Every one, in the order above.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
             /// Returns the stable spelling, for events and counters.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
