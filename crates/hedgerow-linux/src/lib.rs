@@ -3,7 +3,7 @@
 //! ```text
 //!  Ruleset ──▶ nft ──▶ kernel table ──▶ verdict for every packet
 //!  commands ─▶ tunnel (WireGuard) ──▶ tun (inner packets) + udp (datagrams)
-//!  service, disk, hosts, link, cgroup, conntrack, sessions, process: the machine around them
+//!  service, disk, hosts, resolved, link, cgroup, conntrack, sessions, process: the machine around them
 //! ```
 //!
 //! # Invariants
@@ -17,6 +17,7 @@
 //!
 //! Deciding which rules, peers or addresses are right (`hedgerow-policy`, `hedgerow-mesh`, the agent).
 
+pub mod capture;
 pub mod cgroup;
 pub mod conntrack;
 pub mod disk;
@@ -26,6 +27,7 @@ mod netlink;
 pub mod nft;
 pub mod process;
 pub mod random;
+pub mod resolved;
 pub mod service;
 pub mod sessions;
 pub mod tun;

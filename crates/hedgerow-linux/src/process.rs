@@ -60,6 +60,16 @@ pub fn missing() -> Vec<Missing> {
     found
 }
 
+/// Returns how much memory this process occupies, in bytes, where `/proc` is mounted.
+pub fn resident_bytes() -> Option<u64> {
+    let path = std::path::Path::new("/proc/self/status");
+    let bytes = disk::read_bounded(path, 64 << 10).ok()??;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// Returns whether the process runs as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -92,6 +102,7 @@ mod tests {
         let id = boot_id().unwrap();
         assert_eq!(id.len(), 36);
         assert_eq!(boot_id().unwrap(), id);
+        assert!(resident_bytes().unwrap() > 100_000);
         assert!(!host_name().is_empty());
     }
 

@@ -125,6 +125,10 @@ events! {
     34 DiskFailed "disk_failed" High;
     /// A list of names did not take every peer; the others are reached by address; details `site`, `count`.
     35 NamesLeftOut "names_left_out" Low;
+    /// Somebody looks at the packets of a peer on a device; details `of`, `seconds_max`.
+    36 CaptureStarted "capture_started" Medium;
+    /// That ended; details `of`, and `packets`, `bytes`, `dropped` where the command said so.
+    37 CaptureEnded "capture_ended" Low;
 }
 
 impl fmt::Display for EventKind {
