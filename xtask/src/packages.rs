@@ -51,6 +51,8 @@ pub(crate) const TEST: &[(&str, &str)] = &[
     ),
     ("wireguard-tools", "its configuration"),
     ("iperf3", "traffic"),
+    ("bind9-dnsutils", "dig, which asks the agent's resolver"),
+    ("tcpdump", "reads what the agent captured"),
     ("netcat-openbsd", "traffic"),
     ("ufw", "a firewall to live beside"),
     ("firewalld", "the same"),

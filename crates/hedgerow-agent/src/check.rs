@@ -5,6 +5,7 @@ mod firewall;
 mod identity;
 mod lifeline;
 mod machine;
+mod names;
 mod state;
 mod uplink;
 
@@ -74,6 +75,7 @@ pub(crate) async fn all(config: &Config) -> Vec<Finding> {
     findings.extend(clock::check(config));
     findings.extend(firewall::check(config));
     findings.extend(lifeline::check(config).await);
+    findings.extend(names::check(config).await);
     findings.extend(uplink::check(config).await);
     findings
 }

@@ -26,7 +26,9 @@ pub(crate) struct Config {
     pub(crate) interface: String,
     pub(crate) mtu: u16,
     pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) consents_to_bench: bool,
     pub(crate) hosts_file: Option<PathBuf>,
+    pub(crate) resolver: Option<SocketAddr>,
     pub(crate) trial: Duration,
     pub(crate) verify_every: Duration,
     pub(crate) controllers: Vec<String>,
@@ -34,6 +36,7 @@ pub(crate) struct Config {
     pub(crate) servers: Vec<IpAddr>,
     pub(crate) resolv_conf: PathBuf,
     pub(crate) spool_events_max: usize,
+    pub(crate) textfile: Option<PathBuf>,
     origins: Vec<Origin>,
 }
 
@@ -54,6 +57,8 @@ struct Raw {
     lifeline: RawLifeline,
     #[serde(default)]
     events: RawEvents,
+    #[serde(default)]
+    metrics: RawMetrics,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -76,6 +81,16 @@ struct RawMesh {
     mtu: u16,
     /// Where peers reach this device, besides its own addresses; for instance a forwarded port.
     endpoints: Vec<SocketAddr>,
+    /// Whether peers may measure throughput to this device: `allow` or `deny`. Default: `deny`.
+    bench: Consent,
+}
+
+/// Whether peers may measure throughput.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Consent {
+    Allow,
+    Deny,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -84,6 +99,9 @@ struct RawNames {
     /// Hosts file that gets a managed block with the peers' names; empty for none. Default:
     /// `/etc/hosts`.
     hosts_file: PathBuf,
+    /// Where the resolver answers programs of this machine, a loopback address and port, UDP and TCP;
+    /// empty for none. Default: `127.0.0.59:53`.
+    resolver: String,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -117,6 +135,14 @@ struct RawEvents {
     spool_events_max: usize,
 }
 
+#[derive(Debug, Default, Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMetrics {
+    /// File that gets the agent's numbers every 15 seconds, for node_exporter's textfile collector; empty
+    /// for none.
+    textfile: PathBuf,
+}
+
 impl Default for RawPaths {
     fn default() -> Self {
         Self {
@@ -133,6 +159,7 @@ impl Default for RawMesh {
             interface: "hedgerow0".into(),
             mtu: 1420,
             endpoints: Vec::new(),
+            bench: Consent::Deny,
         }
     }
 }
@@ -141,6 +168,7 @@ impl Default for RawNames {
     fn default() -> Self {
         Self {
             hosts_file: "/etc/hosts".into(),
+            resolver: "127.0.0.59:53".into(),
         }
     }
 }
@@ -228,8 +256,9 @@ impl Config {
         for (key, path) in [
             ("paths.state", &raw.paths.state),
             ("paths.run", &raw.paths.run),
+            ("metrics.textfile", &raw.metrics.textfile),
         ] {
-            if !path.is_absolute() {
+            if !path.is_absolute() && (key != "metrics.textfile" || !path.as_os_str().is_empty()) {
                 return Err(format!("{key} must be absolute, not {}", path.display()));
             }
         }
@@ -263,6 +292,8 @@ impl Config {
             interface: raw.mesh.interface,
             mtu: raw.mesh.mtu,
             endpoints: raw.mesh.endpoints,
+            consents_to_bench: raw.mesh.bench == Consent::Allow,
+            resolver: resolver(&raw.names.resolver)?,
             hosts_file: Some(raw.names.hosts_file).filter(|p| !p.as_os_str().is_empty()),
             trial: Duration::from_secs(trial),
             verify_every: Duration::from_secs(verify),
@@ -270,6 +301,7 @@ impl Config {
             servers: raw.lifeline.servers,
             resolv_conf: raw.lifeline.resolv_conf,
             spool_events_max: raw.events.spool_events_max,
+            textfile: Some(raw.metrics.textfile).filter(|p| !p.as_os_str().is_empty()),
             origins,
         })
     }
@@ -295,6 +327,19 @@ pub(crate) fn check_endpoint(text: &str) -> Result<(), String> {
     match port.map(|(_, port)| port.parse::<u16>()) {
         Some(Ok(port)) if port > 0 => Ok(()),
         _ => Err(format!("`{text}` is not a controller; write host:port")),
+    }
+}
+
+/// Reads where the resolver answers: nobody but this machine's programs may ask it.
+fn resolver(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() && address.port() > 0 => Ok(Some(address)),
+        _ => Err(format!(
+            "names.resolver must be a loopback address and a port like 127.0.0.59:53, or empty, not `{text}`"
+        )),
     }
 }
 
@@ -410,6 +455,10 @@ mod tests {
                 "version = 1\n[events]\nspool_events_max = 1\n",
                 "events.spool_events_max",
             ),
+            (
+                "version = 1\n[names]\nresolver = \"0.0.0.0:53\"\n",
+                "names.resolver must be a loopback address and a port",
+            ),
         ];
         for (text, want) in cases {
             let failure = parse(text).unwrap_err();
@@ -438,7 +487,7 @@ mod tests {
                 .lines()
                 .find(|l| l.starts_with(&format!("| `{}` |", origin.key)));
             let default = row.unwrap().split('|').nth(2).unwrap().trim();
-            assert_eq!(default.trim_matches('`'), value, "{}", origin.key);
+            assert_eq!(default.trim_matches(['`', '"']), value, "{}", origin.key);
         }
     }
 }

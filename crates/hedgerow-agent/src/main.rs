@@ -12,8 +12,10 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod commands;
 mod config;
 mod failure;
+mod metrics;
 mod shell;
 mod state;
 
@@ -56,6 +58,32 @@ enum Command {
     Load,
     /// Show how things stand
     Status,
+    /// List the peers: how and where they are reached, how good that is
+    #[command(after_help = commands::PEERS_HELP)]
+    Peers,
+    /// List every way to a peer, and why the one in use is
+    #[command(after_help = commands::PATHS_HELP)]
+    Paths {
+        /// The peer: NAME in the own site, or NAME.SITE; all when absent
+        name: Option<String>,
+    },
+    /// Measure the round trip to a peer's agent through the mesh
+    #[command(after_help = commands::PING_HELP)]
+    Ping(commands::PingArgs),
+    /// Show the way to a peer, hop by hop
+    #[command(after_help = commands::TRACE_HELP)]
+    Trace {
+        /// The peer: NAME in the own site, or NAME.SITE
+        name: String,
+    },
+    /// Measure throughput to a consenting peer and back
+    #[command(after_help = commands::BENCH_HELP)]
+    Bench(commands::BenchArgs),
+    /// Print the agent's numbers in the text format of Prometheus
+    Metrics,
+    /// Copy a peer's packets into a file that tcpdump and Wireshark read
+    #[command(after_help = commands::CAPTURE_EXAMPLES)]
+    Capture(commands::CaptureArgs),
     /// Say what is wrong on this machine and how to mend it
     Check,
     /// Take table, tunnel and names away; the network is as before
@@ -149,6 +177,13 @@ async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Command::Load => done(shell::offline::load(&config)?)?,
         Command::Status => status(cli, &config).await?,
+        Command::Peers => commands::peers(&config, cli.json).await?,
+        Command::Paths { name } => commands::paths(name.as_deref(), &config, cli.json).await?,
+        Command::Ping(args) => return commands::ping(args, &config, cli.json).await,
+        Command::Trace { name } => commands::trace(name, &config, cli.json).await?,
+        Command::Bench(args) => commands::bench(args, &config, cli.json).await?,
+        Command::Metrics => commands::metrics(&config, cli.json).await?,
+        Command::Capture(args) => commands::capture(args, &config, cli.json).await?,
         Command::Check => return check(cli, &config).await,
         Command::Off => done(shell::offline::off(&config).await?)?,
         Command::Leave { force } => done(shell::offline::leave(&config, *force).await?)?,
@@ -169,12 +204,9 @@ async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
 
 async fn status(cli: &Cli, config: &Config) -> Result<(), Failure> {
     let request = shell::local::Request::Status;
-    let status = shell::local::ask(config, &request).await?.ok_or_else(|| {
-        Failure::environment(
-            format!("no agent answers at {}", config.socket().display()),
-            "start it: `systemctl start hedgerow-agent`, or see `hedgerow-agent check`",
-        )
-    })?;
+    let status = shell::local::ask(config, &request)
+        .await?
+        .ok_or_else(|| shell::local::nobody(config))?;
     print(&if cli.json {
         status.to_string()
     } else {

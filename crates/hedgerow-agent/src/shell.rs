@@ -1,6 +1,7 @@
 //! What touches the world: one event loop, sockets, files, the kernel, clocks and entropy.
 
 pub(crate) mod act;
+pub(crate) mod capture;
 pub(crate) mod clock;
 pub(crate) mod enroll;
 pub(crate) mod entropy;
@@ -8,12 +9,15 @@ pub(crate) mod identity;
 mod leave;
 pub(crate) mod lifeline;
 pub(crate) mod local;
+mod measure;
 pub(crate) mod offline;
 mod orders;
 mod preference;
 pub(crate) mod renew;
+pub(crate) mod resolver;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod store;
 pub(crate) mod tls;
 pub(crate) mod uplink;
+mod who;

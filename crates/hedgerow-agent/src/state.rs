@@ -20,6 +20,7 @@
 mod adopt;
 mod closed;
 mod kernel;
+mod measure;
 mod peers;
 mod spool;
 #[cfg(test)]
@@ -27,12 +28,15 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_identity::Verified;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
 use hedgerow_linux::tunnel::Rejection;
+use hedgerow_mesh::measure::Answer;
+use hedgerow_mesh::names::Zone;
 use hedgerow_mesh::{Memory, Mesh, OwnIdentity, TunnelOrder, View};
 use hedgerow_model::address::{Overlay, OverlayAddresses, Prefix};
 use hedgerow_model::event::{Event, EventKind};
@@ -88,12 +92,16 @@ pub(crate) enum Step {
     Forget(DeviceId),
     /// Bring the managed block of the hosts file up to date.
     Hosts(BTreeMap<IpAddr, Vec<String>>),
+    /// Answer questions about names from this.
+    Zone(Option<Arc<Zone>>),
     /// The controllers or the lifeline changed: look names up again.
     Controllers(Vec<String>),
     /// Write down how far the underlay's enforcement is proven.
     StoreTrial(UnderlayTrial),
     /// Make the controller say something.
     Probe,
+    /// Tell whoever asked what was measured.
+    Answer(u64, Box<Answer>),
 }
 
 /// What the tunnel is told.
@@ -110,6 +118,8 @@ pub(crate) enum ToTunnel {
         /// Where to try.
         endpoint: Option<Path>,
     },
+    /// Begin a session with a peer unless one lives.
+    Connect(DeviceId),
     /// The overlap of a peer's two keys is over.
     ForgetOldKey(DeviceId),
     /// Take a peer out of the tunnel.
@@ -147,6 +157,8 @@ pub(crate) struct Local {
     pub(crate) verify_every: Duration,
     /// Whether peers' names are written to a hosts file.
     pub(crate) has_hosts_file: bool,
+    /// Whether peers may measure throughput to this device.
+    pub(crate) consents_to_bench: bool,
 }
 
 /// What was found on disk.
@@ -169,7 +181,7 @@ struct World {
     program: Option<Program>,
     program_revision: Revision,
     config: Option<SiteConfig>,
-    names: Option<Names>,
+    names: Option<Arc<Names>>,
 }
 
 /// The agent's decisions. See the module.
@@ -183,6 +195,7 @@ pub(crate) struct State {
     identity_keys: Vec<P256Public>,
     addresses: BTreeMap<String, Vec<SocketAddr>>,
     mesh: Mesh,
+    measuring: measure::Measuring,
     kernel: kernel::Kernel,
     peers: peers::Peers,
     spool: Spool,
@@ -255,6 +268,7 @@ impl State {
         };
         let mut state = Self {
             kernel: kernel::Kernel::new(trial),
+            measuring: measure::Measuring::new(local.consents_to_bench),
             local,
             world,
             resources: BTreeMap::new(),
@@ -291,7 +305,7 @@ impl State {
             self.kernel.await_verdict(revision, false);
         }
         self.refresh(now);
-        self.write_hosts();
+        self.publish_names();
         let controllers = self.controllers();
         self.steps.push_back(Step::Controllers(controllers));
         self.steps.push_back(Step::BindKey);
@@ -457,6 +471,7 @@ impl State {
         self.kernel_timeout(now);
         self.mesh.handle_timeout(self.world.view(now));
         self.drain_mesh(now);
+        self.measure_timeout(now);
     }
 
     /// Says once that the clock is not to be believed.
@@ -488,7 +503,8 @@ impl State {
         if self.clock_trusted != now.wall_is_trusted {
             return (now.mono, "the clock is judged otherwise");
         }
-        [bind, mesh, kernel, store]
+        let measuring = (self.measuring.deadline(), "a measurement");
+        [bind, mesh, kernel, store, measuring]
             .into_iter()
             .min_by_key(|(at, _)| *at)
             .unwrap_or(bind)
@@ -610,7 +626,10 @@ impl State {
         }
     }
 
-    fn write_hosts(&mut self) {
+    /// Says who is called what, to the hosts file and to the resolver.
+    fn publish_names(&mut self) {
+        let zone = self.world.zone().map(Arc::new);
+        self.steps.push_back(Step::Zone(zone));
         if self.local.has_hosts_file {
             let entries = self.world.hosts();
             self.steps.push_back(Step::Hosts(entries));
@@ -628,6 +647,11 @@ impl World {
             standing: &self.standing,
             now,
         }
+    }
+
+    fn zone(&self) -> Option<Zone> {
+        let zone = Zone::new(self.config.as_ref()?, &self.ticket, self.names.clone())?;
+        Some(zone.with_pool(self.trust.domain_prefix()))
     }
 
     /// Returns names by address: `name.site.suffix`, and the name alone within the own site.

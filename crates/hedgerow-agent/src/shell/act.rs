@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use super::entropy;
 use super::leave::{Heard, Insistence};
 use super::local::Request;
+use super::measure::Wish;
 use super::orders::Told;
 use super::preference::{Unwelcome, Verdict};
 use super::run::{Daemon, End, Live};
@@ -113,6 +114,8 @@ impl Daemon {
                 self.written("a peer", |s| s.store.remove_memory(device));
             }
             Step::Hosts(entries) => self.write_hosts(&entries),
+            Step::Answer(id, answer) => self.answer(id, &answer),
+            Step::Zone(zone) => self.resolver.publish(zone),
             Step::Controllers(controllers) => {
                 self.controllers = controllers;
                 self.names_at = now.mono;
@@ -138,6 +141,7 @@ impl Daemon {
                 ..
             } => Some(Command::Connect { device: *device }),
             ToTunnel::SetPeer { endpoint: None, .. }
+            | ToTunnel::Connect(_)
             | ToTunnel::ForgetOldKey(_)
             | ToTunnel::RemovePeer(_)
             | ToTunnel::Send(..)
@@ -394,7 +398,7 @@ impl Daemon {
     }
 
     /// Where the mesh may reach this device: from where the controller sees it, and as configured.
-    fn endpoints(&self) -> Vec<Underlay> {
+    pub(super) fn endpoints(&self) -> Vec<Underlay> {
         let port = self
             .tunnel
             .as_ref()
@@ -609,6 +613,14 @@ impl Daemon {
                     .event(Event::new(now.wall, EventKind::EnforcementDisabled));
                 serde_json::json!({ "off": true })
             }
+            Request::Ping { peer } => return self.measure(&peer, Wish::RoundTrip, reply),
+            Request::Bench { peer, seconds } => {
+                return self.measure(&peer, Wish::Throughput(seconds), reply);
+            }
+            Request::Capture { peer, seconds } => self.begin_capture(peer, seconds),
+            Request::CaptureEnded { peer, report } => {
+                self.end_capture(peer.as_deref(), report.as_ref())
+            }
             Request::Leave { force } => {
                 let insistence = match force {
                     true => Insistence::InAnyCase,
@@ -688,6 +700,7 @@ fn command_for(order: ToTunnel) -> Command {
             keepalive: None,
         }),
         ToTunnel::Mesh(order) => command_of_mesh(order),
+        ToTunnel::Connect(device) => Command::Connect { device },
         ToTunnel::ForgetOldKey(device) => Command::ForgetPeerKey {
             device,
             slot: Slot::Previous,

@@ -99,13 +99,18 @@ impl Clock {
     }
 }
 
+fn system() -> Wall {
+    Wall(u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Returns what the system clock shows, believed or not, since 1970.
 #[expect(
     clippy::disallowed_methods,
     reason = "the shell's clock: everything else takes time as an argument"
 )]
-fn system() -> Wall {
+pub(crate) fn since_epoch() -> Duration {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Wall(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
+    since.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use hedgerow_linux::disk;
+use hedgerow_model::Fault;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -19,8 +20,12 @@ const REQUEST_BYTES_MAX: u64 = 4096;
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 /// How long an answer may take; leaving asks the controller.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How long a connection is served until its answer; the longest measurement takes 20 s.
+const SERVED_WITHIN: Duration = Duration::from_secs(45);
 /// How soon accepting is tried again after it failed.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// How long a connection may be held after its answer.
+const HOLD_MAX: Duration = Duration::from_secs(3700);
 /// Connections served at once; a further one waits in the kernel.
 const CONNECTIONS_MAX: usize = 8;
 
@@ -37,6 +42,65 @@ pub(crate) enum Request {
         /// Leave also when the controller cannot be told.
         force: bool,
     },
+    /// Ask a peer's agent for an answer inside the tunnel.
+    Ping {
+        /// Which.
+        peer: String,
+    },
+    /// Measure throughput to a peer's agent and back inside the tunnel.
+    Bench {
+        /// Which.
+        peer: String,
+        /// For how long each way.
+        seconds: u32,
+    },
+    /// Packets are copied as long as the connection stays; its next line says how it went.
+    Capture {
+        /// Of whom; everybody when absent.
+        peer: Option<String>,
+        /// For how long at most.
+        seconds: u64,
+    },
+    /// That ended.
+    CaptureEnded {
+        /// Of whom.
+        peer: Option<String>,
+        /// Packets, bytes, dropped, where the command could say so.
+        report: Option<serde_json::Value>,
+    },
+}
+
+impl Request {
+    /// What follows when whoever asked is done with what the answer gave it.
+    fn sequel(&self, report: Option<serde_json::Value>) -> Option<Self> {
+        match self {
+            Self::Capture { peer, .. } => Some(Self::CaptureEnded {
+                peer: peer.clone(),
+                report,
+            }),
+            Self::Status
+            | Self::Off
+            | Self::Leave { .. }
+            | Self::Ping { .. }
+            | Self::Bench { .. }
+            | Self::CaptureEnded { .. } => None,
+        }
+    }
+
+    /// How long the answer may take.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Bench { seconds, .. } => {
+                ANSWER_WITHIN + 2 * Duration::from_secs(u64::from(*seconds))
+            }
+            Self::Status
+            | Self::Off
+            | Self::Leave { .. }
+            | Self::Ping { .. }
+            | Self::Capture { .. }
+            | Self::CaptureEnded { .. } => ANSWER_WITHIN,
+        }
+    }
 }
 
 /// Opens the socket and serves it until the agent ends.
@@ -66,9 +130,12 @@ pub(crate) fn serve(config: &Config, inputs: mpsc::Sender<Input>) -> Result<(), 
             let inputs = inputs.clone();
             tokio::spawn(async move {
                 let _place = place;
-                let served = answer(stream, inputs);
+                let served = answer(stream, &inputs);
                 // Who asks and goes away gets no answer.
-                drop(tokio::time::timeout(ANSWER_WITHIN * 2, served).await);
+                let served = tokio::time::timeout(SERVED_WITHIN, served).await;
+                if let Ok(Ok(Some((request, reader)))) = served {
+                    follow(&request, reader, &inputs).await;
+                }
             });
         }
     });
@@ -92,27 +159,51 @@ async fn accept<T, F: Future<Output = std::io::Result<T>>>(mut next: impl FnMut(
     }
 }
 
-async fn answer(stream: UnixStream, inputs: mpsc::Sender<Input>) -> std::io::Result<()> {
+type Reader = BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>;
+
+/// Answers one request. Returns it with its connection when that has a sequel.
+async fn answer(
+    stream: UnixStream,
+    inputs: &mpsc::Sender<Input>,
+) -> std::io::Result<Option<(Request, Reader)>> {
     let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader.take(REQUEST_BYTES_MAX));
     let mut line = String::new();
-    BufReader::new(reader.take(REQUEST_BYTES_MAX))
-        .read_line(&mut line)
-        .await?;
+    reader.read_line(&mut line).await?;
+    let mut sequel = None;
     let value = match serde_json::from_str::<Request>(&line) {
         Err(e) => serde_json::json!({ "error": format!("not a request: {e}") }),
         Ok(request) => {
             let (reply, receiver) = oneshot::channel();
+            let asked = request.clone();
             if inputs.send(Input::Local(request, reply)).await.is_err() {
-                return Ok(());
+                return Ok(None);
             }
             match receiver.await {
-                Ok(value) => value,
+                Ok(value) => {
+                    let has_sequel = value.get("error").is_none() && asked.sequel(None).is_some();
+                    sequel = has_sequel.then_some((asked, reader));
+                    value
+                }
                 Err(_) => serde_json::json!({ "error": "the agent ended" }),
             }
         }
     };
     writer.write_all(format!("{value}\n").as_bytes()).await?;
-    writer.shutdown().await
+    writer.shutdown().await?;
+    Ok(sequel)
+}
+
+/// Waits until whoever asked is done, or gone, and says so to the loop.
+async fn follow(request: &Request, mut reader: Reader, inputs: &mpsc::Sender<Input>) {
+    let mut line = String::new();
+    // A connection that breaks is one that ended.
+    drop(tokio::time::timeout(HOLD_MAX, reader.read_line(&mut line)).await);
+    if let Some(sequel) = request.sequel(serde_json::from_str(&line).ok()) {
+        let (reply, _) = oneshot::channel();
+        // Nobody listens any more only when the agent ends.
+        drop(inputs.send(Input::Local(sequel, reply)).await);
+    }
 }
 
 /// Asks the running agent; `None` when none runs.
@@ -124,6 +215,47 @@ pub(crate) async fn ask(
     config: &Config,
     request: &Request,
 ) -> Result<Option<serde_json::Value>, Failure> {
+    Ok(exchange(config, request).await?.map(|(value, _)| value))
+}
+
+/// A connection that is kept after its answer.
+pub(crate) struct Held(UnixStream);
+
+impl Held {
+    /// Says how it went, and ends it.
+    pub(crate) async fn end(mut self, report: &serde_json::Value) {
+        // An agent that has ended records nothing more.
+        drop(self.0.write_all(format!("{report}\n").as_bytes()).await);
+    }
+}
+
+/// Asks the running agent for something that lasts as long as the connection.
+///
+/// # Errors
+///
+/// As [`ask`], and when no agent runs.
+pub(crate) async fn hold(
+    config: &Config,
+    request: &Request,
+) -> Result<(serde_json::Value, Held), Failure> {
+    let (value, stream) = exchange(config, request)
+        .await?
+        .ok_or_else(|| nobody(config))?;
+    Ok((value, Held(stream)))
+}
+
+/// No agent runs.
+pub(crate) fn nobody(config: &Config) -> Failure {
+    Failure::environment(
+        format!("no agent answers at {}", config.socket().display()),
+        "start it: `systemctl start hedgerow-agent`, or see `hedgerow-agent check`",
+    )
+}
+
+async fn exchange(
+    config: &Config,
+    request: &Request,
+) -> Result<Option<(serde_json::Value, UnixStream)>, Failure> {
     let path = config.socket();
     let mut stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
@@ -145,21 +277,28 @@ pub(crate) async fn ask(
     let exchange = async {
         stream.write_all(format!("{line}\n").as_bytes()).await?;
         let mut text = String::new();
-        stream
-            .take(ANSWER_BYTES_MAX)
-            .read_to_string(&mut text)
-            .await?;
+        let mut reader = BufReader::new((&mut stream).take(ANSWER_BYTES_MAX));
+        reader.read_line(&mut text).await?;
         Ok::<_, std::io::Error>(text)
     };
-    let text = tokio::time::timeout(ANSWER_WITHIN, exchange)
+    let text = tokio::time::timeout(request.patience(), exchange)
         .await
         .map_err(|_elapsed| failed("time is over".to_owned()))?
         .map_err(|e| failed(e.to_string()))?;
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| failed(e.to_string()))?;
-    match value.get("error").and_then(serde_json::Value::as_str) {
-        Some(error) => Err(Failure::environment(error, "see `hedgerow-agent status`")),
-        None => Ok(Some(value)),
+    let text = |key| value.get(key).and_then(serde_json::Value::as_str);
+    match text("error") {
+        Some(error) => {
+            let is_operators = value.get("exit_code") == Some(&serde_json::json!(1));
+            let fault = match is_operators {
+                true => Fault::Operator,
+                false => Fault::Environment,
+            };
+            let remedy = text("remedy").unwrap_or("see `hedgerow-agent status`");
+            Err(Failure::new(fault, error, remedy))
+        }
+        None => Ok(Some((value, stream))),
     }
 }
 

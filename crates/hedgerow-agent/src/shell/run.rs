@@ -12,7 +12,7 @@ use hedgerow_linux::nft::samples::{Sample, Samples};
 use hedgerow_linux::nft::{DESCRIPTOR_NAME, Found, Ownership, Table};
 use hedgerow_linux::service::Notifier;
 use hedgerow_linux::tunnel::TunnelHandle;
-use hedgerow_linux::{nft, process, tunnel};
+use hedgerow_linux::{disk, nft, process, tunnel};
 use hedgerow_mesh::Mesh;
 use hedgerow_model::address::OverlayAddresses;
 use hedgerow_model::event::{Event, EventKind};
@@ -27,8 +27,10 @@ use super::identity::{Identities, Keys, not_enrolled};
 use super::leave::{Heard, Leaving};
 use super::lifeline;
 use super::local::{self, Request};
+use super::measure::Waiting;
 use super::orders::Orders;
 use super::preference::Preference;
+use super::resolver::Resolver;
 use super::store::{NotOpened, Store};
 use super::uplink::{self, Connection};
 use crate::config::Config;
@@ -42,6 +44,8 @@ const SPOOL_WITHIN: Duration = Duration::from_secs(10);
 /// How often the trusted-time floor is written: a device whose clock starts at 1970 comes back so late
 /// at most, and for so long its peers take its introductions for repeated ones.
 const FLOOR_EVERY: Duration = Duration::from_secs(300);
+/// How often the numbers are written for a collector.
+const METRICS_EVERY: Duration = Duration::from_secs(15);
 /// How often names of controllers are looked up again.
 const NAMES_EVERY: Duration = Duration::from_secs(300);
 /// How often the table is read back where others can change it.
@@ -101,6 +105,7 @@ pub(crate) struct Daemon {
     pub(super) state: State,
     pub(super) identities: Identities,
     pub(super) table: Table,
+    pub(super) resolver: Resolver,
     pub(super) tunnel: Option<TunnelHandle>,
     pub(super) tunnel_addresses: Option<OverlayAddresses>,
     pub(super) orders: Orders,
@@ -121,11 +126,15 @@ pub(crate) struct Daemon {
     pub(super) floor_at: Mono,
     pub(super) alive_at: Mono,
     pub(super) names_at: Mono,
+    metrics_at: Mono,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) end: Option<End>,
     pub(super) fatal: Option<Failure>,
     pub(super) last_uplink_error: Option<String>,
     pub(super) leaving: Option<Leaving>,
+    /// How many people look at packets.
+    pub(super) captures: usize,
+    pub(super) waiting: Waiting,
 }
 
 /// Everything on disk that a state begins with.
@@ -219,6 +228,7 @@ pub(crate) fn local(config: &Config, askers: Askers) -> Local {
         trial: config.trial,
         verify_every: config.verify_every,
         has_hosts_file: config.hosts_file.is_some(),
+        consents_to_bench: config.consents_to_bench,
     }
 }
 
@@ -325,8 +335,14 @@ impl Daemon {
                 Rotation::new(age, seed, now.mono)
             }
         };
+        let metrics_at = match &config.textfile {
+            Some(_) => now.mono + METRICS_EVERY,
+            None => Mono::NEVER,
+        };
+        let resolver = Resolver::serve(config.resolver, &config.interface);
         Self {
             config,
+            resolver,
             store: opened.store,
             clock: opened.clock,
             state: opened.state,
@@ -352,11 +368,14 @@ impl Daemon {
             floor_at: now.mono + FLOOR_EVERY,
             alive_at: now.mono,
             names_at: Mono::NEVER,
+            metrics_at,
             inputs,
             end: None,
             fatal: None,
             last_uplink_error: None,
             leaving: None,
+            captures: 0,
+            waiting: Waiting::default(),
         }
     }
 
@@ -494,6 +513,10 @@ impl Daemon {
         if now.mono >= self.names_at {
             self.look_up_names(now);
         }
+        if now.mono >= self.metrics_at {
+            self.metrics_at = now.mono + METRICS_EVERY;
+            self.write_metrics();
+        }
     }
 
     fn deadline(&self) -> (Mono, &'static str) {
@@ -514,6 +537,7 @@ impl Daemon {
             (self.spool_at, "spool"),
             (self.floor_at, "trusted time"),
             (self.names_at, "names"),
+            (self.metrics_at, "metrics"),
         ]
         .into_iter()
         .min_by_key(|(at, _)| *at)
@@ -546,6 +570,18 @@ impl Daemon {
             // Nobody listens any more only when the agent ends.
             drop(inputs.send(Input::Names(found)).await);
         });
+    }
+
+    /// Writes the numbers for a collector, whole each time.
+    fn write_metrics(&mut self) {
+        let Some(path) = self.config.textfile.clone() else {
+            return;
+        };
+        let text = crate::metrics::text(&super::status::of(self));
+        let written = disk::write_atomic(&path, text.as_bytes(), disk::Access::Public);
+        if let Err(error) = written {
+            tracing::warn!(error = chain(&error), "the metrics are not written");
+        }
     }
 
     /// Runs something that writes to disk, and notes whether it could.

@@ -6,8 +6,12 @@ use std::time::Duration;
 use hedgerow_identity::certificate::LeafFacts;
 use hedgerow_identity::clock::ClockState;
 use hedgerow_linux::nft::Ownership;
+use hedgerow_linux::process;
 use hedgerow_linux::tunnel::Command;
+use hedgerow_mesh::{PeerStatus, Refusal};
 use hedgerow_model::Wall;
+use hedgerow_model::id::{DeviceId, Labels};
+use hedgerow_model::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::identity::Identity;
@@ -40,6 +44,7 @@ pub(super) fn of(daemon: &mut Daemon) -> Value {
     let facts = leaf(daemon.identities.current());
     json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "resident_bytes": process::resident_bytes(),
         "device": device(daemon),
         "certificate": {
             "not_before": facts.as_ref().map(LeafFacts::not_before_secs),
@@ -59,6 +64,7 @@ pub(super) fn of(daemon: &mut Daemon) -> Value {
         "table": table(daemon),
         "lifeline": lifeline::status(&daemon.state, now),
         "mesh": mesh(daemon),
+        "names": names(daemon),
         "clock": { "state": clock, "trusted": now.wall_is_trusted, "seconds": now.wall.secs() },
         "events_waiting": daemon.state.spool().len(),
         "disk_failed": daemon.state.disk_failed(),
@@ -100,6 +106,16 @@ fn table(daemon: &mut Daemon) -> Value {
     })
 }
 
+fn names(daemon: &Daemon) -> Value {
+    let zone = daemon.resolver.zone();
+    json!({
+        "suffix": zone.as_ref().map(|z| z.suffix()),
+        "count": zone.as_ref().map(|z| z.len()),
+        "hosts_file": daemon.config.hosts_file,
+        "resolver": daemon.resolver.status(),
+    })
+}
+
 fn mesh(daemon: &Daemon) -> Value {
     let tunnel: Map<String, Value> = daemon
         .tunnel
@@ -108,20 +124,63 @@ fn mesh(daemon: &Daemon) -> Value {
         .map(|(name, value)| (name.to_owned(), json!(value)))
         .collect();
     let mesh = daemon.state.mesh_status();
-    let refused: Map<String, Value> = mesh
-        .refused
+    let refused: Map<String, Value> = Refusal::ALL
         .iter()
-        .map(|(reason, count)| (reason.to_string(), json!(count)))
+        .map(|reason| {
+            (
+                reason.to_string(),
+                json!(mesh.refused.get(reason).unwrap_or(&0)),
+            )
+        })
         .collect();
     json!({
         "interface": daemon.config.interface,
         "port": daemon.tunnel.as_ref().map(|t| t.port()),
+        "own": daemon.endpoints().iter().map(|e| e.to_string()).collect::<Vec<_>>(),
         "remembered": mesh.remembered,
         "datagrams_dropped": daemon.orders.dropped(),
         "refused": refused,
         "peers": peers(daemon),
         "tunnel": tunnel,
     })
+}
+
+fn labels(daemon: &Daemon, device: DeviceId) -> Map<String, Value> {
+    let labels = daemon.state.labels_of(device);
+    labels
+        .into_iter()
+        .flat_map(Labels::iter)
+        .map(|(key, value)| (key.as_str().to_owned(), json!(value.as_str())))
+        .collect()
+}
+
+fn kind(path: &Path) -> &'static str {
+    match path.is_direct() {
+        true => "direct",
+        false => "relayed",
+    }
+}
+
+/// Returns the name of the relay on a path: the peer whose own place that is.
+fn relay(path: &Path, peers: &[PeerStatus]) -> Option<String> {
+    path.relay?;
+    let is_there = |p: &&PeerStatus| p.endpoint == Some(Path::direct(path.to));
+    let found = peers.iter().find(is_there);
+    Some(found.map_or_else(|| path.to.to_string(), |p| format!("{}.{}", p.name, p.site)))
+}
+
+/// Lists the ways to a peer.
+fn routes(peer: &PeerStatus, peers: &[PeerStatus]) -> Vec<Value> {
+    let in_use = peer.endpoint.map(|path| {
+        json!({
+            "address": path.to.to_string(),
+            "kind": kind(&path),
+            "relay": relay(&path, peers),
+            "in_use": true,
+            "state": if peer.in_session { "alive" } else { "resting" },
+        })
+    });
+    in_use.into_iter().collect()
 }
 
 fn peers(daemon: &Daemon) -> Vec<Value> {
@@ -144,14 +203,21 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
                 "id": peer.device.to_string(),
                 "name": peer.name.as_str(),
                 "site": peer.site.as_str(),
+                "labels": labels(daemon, peer.device),
                 "addresses": peer.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
                 "endpoint": peer.endpoint.map(|e| e.to_string()),
+                "path": peer.endpoint.map(|e| kind(&e)),
+                "address": peer.endpoint.map(|e| e.to.to_string()),
+                "relay": peer.endpoint.and_then(|e| relay(&e, &peers)),
+                "routes": routes(peer, &peers),
                 "session": peer.in_session,
                 "key": hexadecimal(&peer.wireguard_key.0),
                 "keys_overlap": peer.keys_overlap,
                 "ticket_not_after": peer.ticket_not_after_secs,
                 "grace": peer.ticket_not_after_secs < now.wall.secs(),
                 "binding_not_after": peer.binding_not_after_secs,
+                "post_quantum": seen.map(|s| s.psk),
+                "session_seconds": seen.and_then(|s| s.session_age).map(|d| d.as_secs()),
                 "received_bytes": seen.map(|s| s.received_bytes),
                 "sent_bytes": seen.map(|s| s.sent_bytes),
                 "last_received_seconds": seen.and_then(|s| s.last_received).map(|d| d.as_secs()),

@@ -1,5 +1,7 @@
 //! Taking updates: every resource is verified before any is in force.
 
+use std::sync::Arc;
+
 use hedgerow_identity::Verified;
 use hedgerow_identity::error::RefusedTicket;
 use hedgerow_identity::standing::Standing;
@@ -90,12 +92,13 @@ impl State {
         }
         let changes = !update.set.is_empty() || !update.remove.is_empty();
         let controllers = self.controllers();
-        let names_matter = candidate.names.is_some() || candidate.config.is_some();
+        let names_matter =
+            candidate.names.is_some() || candidate.config.is_some() || candidate.ticket.is_some();
         self.adopt(candidate, now);
         self.note(&update, now);
         self.store();
         if names_matter || update.remove.contains(&ResourceKind::Names) {
-            self.write_hosts();
+            self.publish_names();
         }
         let controllers_now = self.controllers();
         if controllers != controllers_now {
@@ -250,7 +253,7 @@ impl State {
             world.config = Some(config);
         }
         if let Some(names) = candidate.names {
-            world.names = Some(names);
+            world.names = Some(Arc::new(names));
         }
     }
 

@@ -8,7 +8,7 @@ use hedgerow_mesh::{Admission, Output, Resolved, Session, Unreachable};
 use hedgerow_model::Now;
 use hedgerow_model::address::{Overlay, OverlayAddresses};
 use hedgerow_model::event::{Event, EventKind};
-use hedgerow_model::id::DeviceId;
+use hedgerow_model::id::{DeviceId, Labels};
 use hedgerow_model::path::Path;
 use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::{PeerQuery, Ticket};
@@ -43,6 +43,13 @@ pub(super) struct Peers {
 impl State {
     /// Takes what the tunnel reports.
     pub(crate) fn handle_report(&mut self, report: Report, now: Now) {
+        if self.measures(&report, now) {
+            return;
+        }
+        let mut session = None;
+        if let Report::Established { device, .. } = &report {
+            session = Some(*device);
+        }
         let view = self.world.view(now);
         match report {
             Report::Datagram { from, bytes } => self.mesh.handle_datagram(from, &bytes, view),
@@ -85,6 +92,9 @@ impl State {
             Report::Stopped { error } => tracing::error!(error, "the tunnel stopped"),
         }
         self.drain_mesh(now);
+        if let Some(device) = session {
+            self.measure_session(device, now);
+        }
     }
 
     /// Takes the controller's answer.
@@ -129,6 +139,7 @@ impl State {
                 }
                 Output::Reject { address, reason } => {
                     tracing::debug!(%address, %reason, "packets refused");
+                    self.measure_unreachable(address, reason);
                     let why = rejection(reason);
                     self.steps
                         .push_back(Step::Tunnel(ToTunnel::Reject(address, why)));
@@ -320,6 +331,11 @@ impl State {
         for (device, addresses) in gone {
             self.remove(device, addresses);
         }
+    }
+
+    /// Returns a peer's labels, by its ticket.
+    pub(crate) fn labels_of(&self, device: DeviceId) -> Option<&Labels> {
+        self.peers.known.get(&device).map(|p| &p.ticket.labels)
     }
 
     fn profile_at(&self, address: Overlay, now: Now) -> Option<Profile> {

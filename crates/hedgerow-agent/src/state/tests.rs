@@ -433,7 +433,7 @@ fn stored_resources_are_verified_again_and_bad_ones_left_out() {
 }
 
 #[test]
-fn names_go_to_the_hosts_file_with_their_site_and_suffix() {
+fn names_go_to_the_hosts_file_and_the_resolver_with_their_site_and_suffix() {
     let domain = Domain::new();
     let mut machine = Machine::started(&domain, "sensor-1", "role=sensor");
     let names = domain.names(3, &machine, &[("collector-1", 77)]);
@@ -444,6 +444,10 @@ fn names_go_to_the_hosts_file_with_their_site_and_suffix() {
         list.contains(&&"collector-1.s1.hedgerow.internal".to_owned()),
         "{list:?}"
     );
+    let zone = machine.zone.as_ref().unwrap();
+    assert!(zone.find("collector-1.s1").is_some());
+    assert!(zone.find("sensor-1.s1").is_some(), "our own");
+    assert!(zone.find("collector-2.s1").is_none());
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod entry;
 mod grace;
 mod killed;
 mod loaded;
+mod names;
 mod orders;
 mod planned;
 mod plot;

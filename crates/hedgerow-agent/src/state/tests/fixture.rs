@@ -314,6 +314,8 @@ pub(super) struct Machine {
     pub(super) ticket: Vec<u8>,
     pub(super) log: Vec<String>,
     pub(super) hosts: Vec<BTreeMap<IpAddr, Vec<String>>>,
+    pub(super) zone: Option<Arc<Zone>>,
+    pub(super) answers: Vec<Answer>,
     pub(super) sent: Vec<(Path, Vec<u8>)>,
     pub(super) asked: Vec<u64>,
     pub(super) tunnel_peers: Vec<DeviceId>,
@@ -356,6 +358,8 @@ impl Machine {
             ticket,
             log: Vec::new(),
             hosts: Vec::new(),
+            zone: None,
+            answers: Vec::new(),
             sent: Vec::new(),
             asked: Vec::new(),
             tunnel_peers: Vec::new(),
@@ -390,6 +394,7 @@ impl Machine {
             trial: Duration::from_secs(60),
             verify_every: Duration::from_secs(30),
             has_hosts_file: true,
+            consents_to_bench: false,
         };
         let mesh = Mesh::new([seed; 32]);
         let spool = (Spool::new(1000), UnderlayTrial::default());
@@ -517,8 +522,16 @@ impl Machine {
                 self.hosts.push(entries);
                 "hosts".into()
             }
+            Step::Zone(zone) => {
+                self.zone = zone;
+                "zone".into()
+            }
             Step::Controllers(_) => "controllers".into(),
             Step::StoreTrial(_) => "store trial".into(),
+            Step::Answer(_, answer) => {
+                self.answers.push(*answer);
+                "answer".into()
+            }
             Step::Probe => "probe".into(),
         }
     }
@@ -531,6 +544,7 @@ impl Machine {
                 "set peer".into()
             }
             ToTunnel::Mesh(order) => format!("{order:?}"),
+            ToTunnel::Connect(_) => "connect".into(),
             ToTunnel::ForgetOldKey(_) => "forget old key".into(),
             ToTunnel::RemovePeer(device) => {
                 self.tunnel_peers.retain(|d| *d != device);

@@ -221,6 +221,11 @@ impl<'p> Device<'p> {
         self.spawn(log, &strs(&argv, words))
     }
 
+    /// Returns the agent's program as words for a shell.
+    pub(crate) fn command(&self) -> Result<String> {
+        Ok(self.argv()?.join(" "))
+    }
+
     /// Returns how many bytes a program of [`Self::spawn`] has printed.
     pub(crate) fn printed(&self, log: &str) -> Result<u64> {
         let path = self
