@@ -12,9 +12,12 @@ use hedgerow_identity::enroll::wire::{EnrollReply, EnrollRequest, FrameBuffer, H
 use hedgerow_identity::trust::Trust;
 use hedgerow_mesh::Memory;
 use hedgerow_mesh::introduction::{Answer, Ask};
+use hedgerow_mesh::measure::Measure;
 use hedgerow_mesh::names::{Transport, Zone};
-use hedgerow_model::address::OverlayAddresses;
+use hedgerow_model::Mono;
+use hedgerow_model::address::{OverlayAddresses, Underlay};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
+use hedgerow_model::path::Path;
 use hedgerow_model::program::Program;
 use hedgerow_model::statement::{
     Beacon, Binding, Manifest, NameEntry, Names, P256Public, RevocationList, SignedProgramBody,
@@ -45,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     ("segments", segments),
     ("policy", policy),
     ("names", names),
+    ("measure", measure),
 ];
 
 /// COSE envelopes and every statement they may carry.
@@ -210,6 +214,23 @@ pub fn names(data: &[u8]) {
             let again = answer.map(|a| hedgerow_mesh::names::answer(zone, &a, transport).1);
             assert!(!matches!(again, Some(Some(_))), "an answer was answered");
         }
+    }
+}
+
+/// What peers' agents say about measuring, to one that consents.
+pub fn measure(data: &[u8]) {
+    let device = DeviceId([1; 16]);
+    let here = std::net::SocketAddr::from(([192, 0, 2, 1], 7117));
+    let mut end = Measure::new(true);
+    for (n, piece) in data.chunks(24).enumerate() {
+        let now = Mono(std::time::Duration::from_millis(n as u64));
+        let messages = [piece, data];
+        for bytes in messages {
+            end.handle_message(device, Path::direct(Underlay(here)), bytes, now);
+        }
+        end.handle_timeout(now);
+        let sent = std::iter::from_fn(|| end.poll()).count();
+        assert!(sent <= 3 * 1024, "{sent} messages for two");
     }
 }
 

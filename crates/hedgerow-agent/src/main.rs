@@ -282,3 +282,43 @@ fn print(text: &str) -> Result<(), Failure> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    /// The reference page is what `--help` says. Update it with `UPDATE_EXPECT=1 cargo test --workspace
+    /// reference_page`.
+    #[test]
+    fn the_reference_page_is_what_help_says() {
+        let mut page = "# hedgerow-agent\n\nGenerated from the command line's own help; a test compares it. Every command takes `--json`.\n"
+            .to_owned();
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        describe(&mut command, &mut page);
+        let trimmed: Vec<&str> = page.lines().map(str::trim_end).collect();
+        expect_test::expect_file!["../../../docs/reference/agent-cli.md"]
+            .assert_eq(&format!("{}\n", trimmed.join("\n")));
+    }
+
+    fn describe(command: &mut clap::Command, page: &mut String) {
+        let name = command.get_bin_name().unwrap_or(command.get_name());
+        let name = name.to_owned();
+        let mut shown = command.clone();
+        if name.contains(' ') {
+            for id in ["config", "json", "help", "version"] {
+                if shown.get_arguments().any(|arg| arg.get_id() == id) {
+                    shown = shown.mut_arg(id, |arg| arg.hide(true));
+                }
+            }
+        }
+        let help = shown.render_long_help().to_string();
+        *page += &format!("\n## {name}\n\n```text\n{}\n```\n", help.trim_end());
+        let children = command.get_subcommands_mut();
+        children
+            .filter(|c| c.get_name() != "help")
+            .for_each(|child| describe(child, page));
+    }
+}

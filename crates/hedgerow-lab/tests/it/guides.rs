@@ -84,6 +84,8 @@ fn the_readme_works_as_it_says() {
         "21.5",
     );
     sensor.ok(&readme("hedgerow-agent check"));
+    let peers = sensor.ok(&readme("hedgerow-agent peers"));
+    assert!(peers.contains("collector-1.plant-1"), "{peers}");
     sensor.ok(&readme("hedgerow-agent off"));
     control.until("hedgerow events", "enforcement_disabled");
     drop(controller);
@@ -91,9 +93,10 @@ fn the_readme_works_as_it_says() {
 }
 
 /// What stands in the guides about one plant, from its first hour to its removal.
-const GUIDES: [&str; 6] = [
+const GUIDES: [&str; 7] = [
     "docs/operate/README.md",
     "docs/operate/first-site.md",
+    "docs/operate/mesh.md",
     "docs/operate/quarantine.md",
     "docs/operate/cut-off.md",
     "docs/operate/backup-restore.md",
@@ -289,6 +292,43 @@ impl Plant {
         self.sensor.ok(reach);
     }
 
+    /// The mesh as a sensor sees it.
+    fn seen(&self) {
+        let doc = "mesh.md";
+        let on = |text| self.on(&self.sensor, doc, text);
+        on("hedgerow-agent check");
+        let pinged = on("hedgerow-agent ping collector-1 -c 3");
+        assert!(pinged.contains("3 answered"), "{pinged}");
+        for look in [
+            "hedgerow-agent peers",
+            "hedgerow-agent paths",
+            "hedgerow-agent trace collector-1",
+        ] {
+            let said = on(look);
+            assert!(said.contains("collector-1.plant-1"), "{said}");
+        }
+        // Nobody has consented.
+        let bench = self
+            .commands
+            .take(doc, "hedgerow-agent bench collector-1 --seconds 1");
+        let refused = self.sensor.run(&bench);
+        assert!(
+            refused.code == 1 && refused.err.contains("mesh.bench"),
+            "{refused:?}"
+        );
+        on("hedgerow-agent capture collector-1 -w collector.pcap --seconds 2");
+        let named = on("hedgerow-agent check");
+        assert!(
+            named.contains("the resolver answers at 127.0.0.59:53"),
+            "{named}"
+        );
+        let numbers = on("hedgerow-agent metrics");
+        assert!(
+            numbers.contains("hedgerow_peers{class=\"collector\""),
+            "{numbers}"
+        );
+    }
+
     fn kept(&self, passphrase: &str) {
         let doc = "first-site.md";
         let on = |text| self.on(&self.control, doc, text);
@@ -450,6 +490,7 @@ fn the_guides_work_as_they_say() {
     plant.on(&plant.control, "backup-restore.md", BACKUP);
     plant.devices();
     plant.simulated();
+    plant.seen();
     plant.underlay();
     plant.kept(&passphrase);
     plant.contained();

@@ -17,4 +17,5 @@ mod planned;
 mod plot;
 mod renewal;
 mod restore;
+mod seen;
 mod table;

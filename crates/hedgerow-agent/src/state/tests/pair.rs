@@ -1,6 +1,8 @@
 //! Two machines that find each other through the introduction protocol.
 
 use hedgerow_linux::tunnel::Report;
+use hedgerow_mesh::measure::{self, Answer};
+use hedgerow_model::message::{self, MessageKind};
 use hedgerow_sync::message::ResolvedPeer;
 
 use super::fixture::{Domain, Machine, POLICY, at};
@@ -215,4 +217,85 @@ fn orders_for_keys_in_quick_succession_make_one_now_and_one_when_peers_have_lear
     }
     assert!(binds_at(&mut a, 130));
     assert!(!binds_at(&mut a, 161), "the last order is fulfilled");
+}
+
+/// What a peer's agent says about measuring, as the tunnel reports it.
+fn says(machine: &mut Machine, from: DeviceId, message: measure::Message) {
+    let bytes = message::encode(MessageKind::Measure, &message.encode()).unwrap();
+    let from_path = underlay(B).into();
+    let report = Report::Message {
+        device: from,
+        from: from_path,
+        bytes,
+    };
+    machine.state.handle_report(report, at(10));
+    machine.run(at(10));
+}
+
+#[test]
+fn a_ping_makes_a_stranger_a_peer_and_goes_once_a_session_lives() {
+    let (_, mut a, mut b) = two(POLICY, ("role=sensor", "role=collector"));
+    let who = (b.id(), b.body.addresses);
+    a.state.handle_ping((1, 42), who, at(10));
+    a.run(at(10));
+    let id = a.asked.pop().unwrap();
+    let peer = ResolvedPeer {
+        ticket: b.ticket.clone(),
+        endpoints: vec![underlay(B)],
+    };
+    a.state.handle_resolved(id, Some(peer), at(10));
+    carry(&mut a, &mut b, at(10));
+    assert_eq!(a.tunnel_peers, [b.id()], "{:?}", a.log);
+    let sent = |log: &[String]| log.iter().any(|l| l.contains("SendMessage"));
+    assert!(!sent(&a.log), "there is no session yet: {:?}", a.log);
+    let report = Report::Established {
+        device: b.id(),
+        endpoint: underlay(B).into(),
+        psk: false,
+    };
+    a.state.handle_report(report, at(10));
+    assert!(sent(&a.run(at(10))));
+    // Not the token that was sent, then not the peer that was asked, then the answer.
+    let pong = |token| measure::Message::Pong {
+        token,
+        is_relayed: false,
+    };
+    says(&mut a, b.id(), pong(43));
+    says(&mut a, DeviceId([3; 16]), pong(42));
+    assert!(a.answers.is_empty());
+    says(&mut a, b.id(), pong(42));
+    assert!(
+        matches!(a.answers[..], [Answer::Pong { .. }]),
+        "{:?}",
+        a.answers
+    );
+}
+
+#[test]
+fn a_ping_of_a_device_that_policy_closes_says_so() {
+    let (_, mut a, mut b) = two(POLICY, ("role=sensor", "role=plc"));
+    a.state
+        .handle_ping((1, 42), (b.id(), b.body.addresses), at(10));
+    meet(&mut a, &mut b);
+    let denied = Answer::Unreachable(hedgerow_mesh::Unreachable::NotAdmitted);
+    assert_eq!(a.answers, [denied]);
+}
+
+#[test]
+fn attack_a_stranger_gets_no_answer_to_a_ping_and_nobody_bulk_without_consent() {
+    let (_, mut a, b) = introduced(POLICY);
+    let ping = measure::Message::Ping { token: 7 };
+    says(&mut a, DeviceId([3; 16]), ping);
+    assert!(!a.log.iter().any(|l| l.contains("SendMessage")));
+    says(&mut a, b.id(), ping);
+    let answers = |a: &Machine| a.log.iter().filter(|l| l.contains("SendMessage")).count();
+    assert_eq!(answers(&a), 1);
+    let ask = measure::Message::Ask {
+        token: 8,
+        seconds: 10,
+        bytes: 1 << 30,
+    };
+    says(&mut a, b.id(), ask);
+    says(&mut a, b.id(), measure::Message::Turn { token: 8 });
+    assert_eq!(answers(&a), 2, "a refusal, and nothing else");
 }

@@ -221,6 +221,13 @@ impl<'p> Device<'p> {
         self.spawn(log, &strs(&argv, words))
     }
 
+    /// Adds to the agent's configuration, for its next start.
+    pub(crate) fn configure(&self, text: &str) -> Result<()> {
+        let path = self.directory.join("agent.toml");
+        let old = fs::read_to_string(&path)?;
+        Ok(fs::write(&path, old + text)?)
+    }
+
     /// Returns the agent's program as words for a shell.
     pub(crate) fn command(&self) -> Result<String> {
         Ok(self.argv()?.join(" "))
