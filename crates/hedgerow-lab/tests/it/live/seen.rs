@@ -63,7 +63,6 @@ fn people_see_peers_paths_round_trips_and_throughput() -> Result<()> {
         let bits = measured[way]["bits_per_second"].as_f64().unwrap_or(0.0);
         ensure!(bits > 1e6, "{measured}");
     }
-    println!("bench: {measured}");
     refused(&left, &right, &other)?;
 
     let text = left.agent(&["metrics"])?.done()?;
