@@ -10,7 +10,7 @@ use hedgerow_model::wire::{self, WireError};
 use minicbor::{Decode, Encode};
 
 /// Most devices remembered. The one unused for longest goes first, with an [`crate::Output::Forget`].
-pub const REMEMBERED_MAX: usize = 2048;
+pub const REMEMBERED_MAX: usize = 10_000;
 /// Most endpoints remembered of one device; the one unused for longest goes first.
 pub const ENDPOINTS_MAX: usize = 8;
 /// Most keys of forgotten peers that are still recognised; the smallest key goes first.
@@ -180,15 +180,15 @@ mod tests {
     #[test]
     fn a_full_memory_drops_the_one_unused_for_longest() {
         let mut memories = Memories::default();
-        for number in 0..2048 {
+        for number in 0..10_000 {
             assert_eq!(memories.put(memory(number)), None);
         }
         assert_eq!(memories.put(memory(0)), None, "a use, not a new one");
-        assert_eq!(memories.put(memory(5000)), Some(memory(1).device));
+        assert_eq!(memories.put(memory(20_000)), Some(memory(1).device));
         assert_eq!(memories.len(), REMEMBERED_MAX);
         let gone = memory(1).addresses.iter().next().unwrap();
         assert_eq!(memories.by_address(gone), None);
-        assert_eq!(memories.live().next(), Some(memory(5000).device));
+        assert_eq!(memories.live().next(), Some(memory(20_000).device));
     }
 
     #[test]

@@ -207,8 +207,10 @@ name!(
 pub const RESERVED_LABEL_KEYS: [&str; 5] = ["name", "site", "id", "segment", "state"];
 
 /// The labels of one device: at most [`LABELS_MAX`], in [`LABELS_BYTES_MAX`] bytes altogether.
+///
+/// Sorted by key, in one piece: a hub holds thousands of these.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Labels(BTreeMap<LabelKey, LabelValue>);
+pub struct Labels(Box<[(LabelKey, LabelValue)]>);
 
 impl Labels {
     /// Checks number, size and reserved keys.
@@ -224,30 +226,32 @@ impl Labels {
         let reserved = map
             .keys()
             .any(|k| RESERVED_LABEL_KEYS.contains(&k.as_str()));
-        let rule = if map.len() > LABELS_MAX {
+        let labels = Self(map.into_iter().collect());
+        let rule = if labels.0.len() > LABELS_MAX {
             "a device takes at most 16 labels"
         } else if bytes > LABELS_BYTES_MAX {
             "a device's labels take at most 160 bytes altogether"
         } else if reserved {
             "the keys name, site, id, segment and state are built in"
         } else {
-            return Ok(Self(map));
+            return Ok(labels);
         };
         Err(NameError {
             what: "label set",
-            text: Self(map).to_string(),
+            text: labels.to_string(),
             rule,
         })
     }
 
     /// Returns the value of `key`, if the device has it.
     pub fn get(&self, key: &LabelKey) -> Option<&LabelValue> {
-        self.0.get(key)
+        let at = self.0.binary_search_by(|(k, _)| k.cmp(key)).ok()?;
+        self.0.get(at).map(|(_, value)| value)
     }
 
     /// Visits the labels in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&LabelKey, &LabelValue)> {
-        self.0.iter()
+        self.0.iter().map(|(key, value)| (key, value))
     }
 
     /// Returns whether there are none.
@@ -256,8 +260,8 @@ impl Labels {
     }
 
     /// Returns the labels as a plain map.
-    pub fn as_map(&self) -> &BTreeMap<LabelKey, LabelValue> {
-        &self.0
+    pub fn to_map(&self) -> BTreeMap<LabelKey, LabelValue> {
+        self.0.iter().cloned().collect()
     }
 }
 
@@ -306,7 +310,7 @@ impl<C> Encode<C> for Labels {
         ctx: &mut C,
     ) -> Result<(), encode::Error<W::Error>> {
         e.map(self.0.len() as u64)?;
-        for (key, value) in &self.0 {
+        for (key, value) in self.iter() {
             key.encode(e, ctx)?;
             value.encode(e, ctx)?;
         }

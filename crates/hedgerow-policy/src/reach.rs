@@ -390,7 +390,7 @@ pub(crate) fn suppose(facts: &mut Facts, attribute: &Attribute, value: &str) -> 
         Attribute::Name => facts.name = DeviceName::new(value).ok()?,
         Attribute::Id => facts.id = value.parse().ok()?,
         Attribute::Label(key) => {
-            let mut map = facts.labels.as_map().clone();
+            let mut map = facts.labels.to_map();
             map.insert(key.clone(), LabelValue::new(value).ok()?);
             facts.labels = Labels::new(map).ok()?;
         }

@@ -82,11 +82,7 @@ impl Daemon {
                 self.state.handle_loaded(generation, result, now);
             }
             Step::Elements(elements) => {
-                let result = self
-                    .table
-                    .set_peers(&elements)
-                    .and_then(|()| self.table.expected(now.mono))
-                    .map_err(|e| chain(&e));
+                let result = self.table.set_peers(&elements).map_err(|e| chain(&e));
                 self.state.handle_elements(&elements, result, now);
             }
             Step::Verify => {

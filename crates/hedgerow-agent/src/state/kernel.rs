@@ -409,12 +409,13 @@ impl State {
     pub(crate) fn handle_elements(
         &mut self,
         elements: &[(hedgerow_model::address::Overlay, Option<ProfileId>)],
-        result: Result<Digest, String>,
+        result: Result<(), String>,
         now: Now,
     ) {
         match result {
-            Ok(hash) => {
-                self.kernel.hash = Some(hash);
+            Ok(()) => {
+                // The hash is over the whole table: it is read when somebody asks for it.
+                self.kernel.hash = None;
                 self.kernel.note_elements(elements);
                 self.grant_waiting(now);
             }
@@ -433,7 +434,13 @@ impl State {
     pub(super) fn settle(&mut self, now: Now) {
         let idle = self.kernel.in_flight.is_none() && !self.kernel.wanted && self.kernel.intact;
         let stored = self.unstored == super::Unstored::No;
-        let Some(table_hash) = self.kernel.hash.filter(|_| idle && stored) else {
+        if !idle || !stored {
+            return;
+        }
+        let Some(table_hash) = self.kernel.hash else {
+            if self.kernel.pending.is_some() && !self.steps.contains(&Step::Verify) {
+                self.steps.push_back(Step::Verify);
+            }
             return;
         };
         let Some(pending) = self.kernel.pending.take() else {
@@ -533,11 +540,10 @@ impl State {
 
     fn facts_of_peers(&self) -> BTreeMap<DeviceId, (Facts, OverlayAddresses)> {
         let standing = &self.world.standing;
-        let peers = self.peers.known.iter().map(|(device, peer)| {
-            let facts = peer.facts.clone().in_state(standing.state(*device));
-            (*device, (facts, peer.addresses))
-        });
-        peers.collect()
+        let peers = self.peers.iter();
+        peers
+            .map(|(device, peer)| (device, (peer.facts(standing), peer.addresses())))
+            .collect()
     }
 
     /// Says whether a program fits the kernel's bounds, with the peers of now.

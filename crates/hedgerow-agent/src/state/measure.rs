@@ -96,7 +96,7 @@ impl State {
         let Some((MessageKind::Measure, content)) = message::decode(bytes) else {
             return false;
         };
-        if self.peers.known.contains_key(device) {
+        if self.peers.holds(*device) {
             let machine = &mut self.measuring.machine;
             machine.handle_message(*device, *from, content, now.mono);
             self.drain_measure();

@@ -1,8 +1,9 @@
 //! Peers: what the mesh asks for, translated into steps for kernel, tunnel and disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hedgerow_identity::Verified;
+use hedgerow_identity::standing::Standing;
 use hedgerow_linux::tunnel::{Rejection, Report};
 use hedgerow_mesh::{Admission, Output, Resolved, Session, Unreachable};
 use hedgerow_model::Now;
@@ -24,10 +25,6 @@ const ASKED_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Peer {
     ticket: Verified<Ticket>,
-    pub(super) facts: Facts,
-    pub(super) addresses: OverlayAddresses,
-    /// The mesh waits for the kernel's element.
-    waits: bool,
     /// The tunnel has it.
     is_installed: bool,
 }
@@ -35,9 +32,65 @@ pub(super) struct Peer {
 /// All of them, and what was asked.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    pub(super) known: BTreeMap<DeviceId, Peer>,
+    known: BTreeMap<DeviceId, Peer>,
+    by_address: BTreeMap<Overlay, DeviceId>,
+    /// Those for whose element the mesh waits.
+    waiting: BTreeSet<DeviceId>,
     pub(super) asked: BTreeMap<u64, PeerQuery>,
     next_question: u64,
+}
+
+impl Peer {
+    /// Returns what policy judges it by.
+    pub(super) fn facts(&self, standing: &Standing) -> Facts {
+        Facts::from(&*self.ticket).in_state(standing.state(self.ticket.id))
+    }
+
+    pub(super) fn addresses(&self) -> OverlayAddresses {
+        self.ticket.addresses
+    }
+}
+
+impl Peers {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (DeviceId, &Peer)> {
+        self.known.iter().map(|(device, peer)| (*device, peer))
+    }
+
+    pub(super) fn holds(&self, device: DeviceId) -> bool {
+        self.known.contains_key(&device)
+    }
+
+    /// Keeps a peer whose element the mesh waits for; returns the addresses it had before.
+    fn admit(&mut self, ticket: Verified<Ticket>) -> Option<OverlayAddresses> {
+        let device = ticket.id;
+        let before = self.remove(device);
+        for address in ticket.addresses.iter() {
+            self.by_address.insert(address, device);
+        }
+        self.waiting.insert(device);
+        let is_installed = before.as_ref().is_some_and(|p| p.is_installed);
+        let peer = Peer {
+            ticket,
+            is_installed,
+        };
+        self.known.insert(device, peer);
+        before.map(|p| p.addresses())
+    }
+
+    fn remove(&mut self, device: DeviceId) -> Option<Peer> {
+        let peer = self.known.remove(&device)?;
+        self.waiting.remove(&device);
+        for address in peer.addresses().iter() {
+            if self.by_address.get(&address) == Some(&device) {
+                self.by_address.remove(&address);
+            }
+        }
+        Some(peer)
+    }
+
+    fn at_address(&self, address: Overlay) -> Option<&Peer> {
+        self.known.get(self.by_address.get(&address)?)
+    }
 }
 
 impl State {
@@ -197,28 +250,17 @@ impl State {
     fn admit(&mut self, device: DeviceId, ticket: &Verified<Ticket>, now: Now) {
         let facts = Facts::from(&**ticket);
         let state = self.world.standing.state(device);
-        let profile = self.profile_of(&facts.clone().in_state(state), now);
+        let profile = self.profile_of(&facts.in_state(state), now);
         let Some(profile) = profile.filter(|p| !p.is_closed()) else {
             tracing::debug!(%device, labels = %ticket.labels, "policy grants nothing");
-            self.peers.known.remove(&device);
+            self.peers.remove(device);
             let view = self.world.view(now);
             self.mesh.handle_admitted(device, Admission::Denied, view);
             return;
         };
-        let peer = Peer {
-            ticket: ticket.clone(),
-            facts,
-            addresses: ticket.addresses,
-            waits: true,
-            is_installed: self
-                .peers
-                .known
-                .get(&device)
-                .is_some_and(|p| p.is_installed),
-        };
         let addresses = ticket.addresses;
-        if let Some(before) = self.peers.known.insert(device, peer) {
-            self.drop_addresses(before.addresses, addresses);
+        if let Some(before) = self.peers.admit(ticket.clone()) {
+            self.drop_addresses(before, addresses);
         }
         match self.kernel.id_of(&profile) {
             Some(id) => {
@@ -247,18 +289,14 @@ impl State {
         let (Some(table), _) = self.kernel.table() else {
             return;
         };
-        let in_force = |p: &Peer| p.addresses.iter().all(|a| table.peers.contains_key(&a));
-        let granted: Vec<DeviceId> = self
-            .peers
-            .known
-            .iter()
-            .filter(|(_, p)| p.waits && in_force(p))
-            .map(|(device, _)| *device)
+        let in_force = |p: &Peer| p.addresses().iter().all(|a| table.peers.contains_key(&a));
+        let waiting = self.peers.waiting.iter();
+        let granted: Vec<DeviceId> = waiting
+            .filter(|device| self.peers.known.get(device).is_some_and(in_force))
+            .copied()
             .collect();
         for device in granted {
-            if let Some(peer) = self.peers.known.get_mut(&device) {
-                peer.waits = false;
-            }
+            self.peers.waiting.remove(&device);
             let view = self.world.view(now);
             self.mesh.handle_admitted(device, Admission::Granted, view);
         }
@@ -288,7 +326,7 @@ impl State {
 
     /// Kernel element first, then the tunnel's peer, then connections.
     fn remove(&mut self, device: DeviceId, addresses: OverlayAddresses) {
-        self.peers.known.remove(&device);
+        self.peers.remove(device);
         let elements = addresses.iter().map(|a| (a, None)).collect();
         self.steps.push_back(Step::Elements(elements));
         self.steps
@@ -326,7 +364,7 @@ impl State {
         let known = self.peers.known.iter();
         let gone: Vec<(DeviceId, OverlayAddresses)> = known
             .filter(|(_, p)| !holds(p))
-            .map(|(device, p)| (*device, p.addresses))
+            .map(|(device, p)| (*device, p.addresses()))
             .collect();
         for (device, addresses) in gone {
             self.remove(device, addresses);
@@ -339,22 +377,15 @@ impl State {
     }
 
     fn profile_at(&self, address: Overlay, now: Now) -> Option<Profile> {
-        let mut known = self.peers.known.iter();
-        let (device, peer) = known.find(|(_, p)| p.addresses.contains(address))?;
-        let state = self.world.standing.state(*device);
-        self.profile_of(&peer.facts.clone().in_state(state), now)
+        let peer = self.peers.at_address(address)?;
+        self.profile_of(&peer.facts(&self.world.standing), now)
     }
 
     fn facts(&self) -> Vec<(DeviceId, Facts)> {
         let standing = &self.world.standing;
-        let peers = self.peers.known.iter();
+        let peers = self.peers.iter();
         peers
-            .map(|(device, peer)| {
-                (
-                    *device,
-                    peer.facts.clone().in_state(standing.state(*device)),
-                )
-            })
+            .map(|(device, p)| (device, p.facts(standing)))
             .collect()
     }
 }

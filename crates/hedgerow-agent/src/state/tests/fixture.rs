@@ -496,7 +496,7 @@ impl Machine {
                     };
                 }
                 let removes = list.iter().all(|(_, p)| p.is_none());
-                self.state.handle_elements(&list, Ok(table), now);
+                self.state.handle_elements(&list, Ok(()), now);
                 if removes { "remove element" } else { "element" }.into()
             }
             Step::Verify => {
