@@ -9,14 +9,16 @@ use anyhow::{Context as _, anyhow, bail};
 use hedgerow_linux::link::Link;
 use hedgerow_linux::tun::Offload;
 use hedgerow_linux::tunnel::{
-    Command, Features, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot, Tunnel,
-    TunnelConfig,
+    Command, Features, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Roaming, Secrecy, SendError,
+    Slot, Tunnel, TunnelConfig,
 };
 use hedgerow_linux::udp::Trains;
 use hedgerow_model::Wall;
 use hedgerow_model::address::{OverlayAddresses, Underlay};
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::Path;
+
+use crate::clock;
 
 /// Time the interface has to appear.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,6 +47,9 @@ pub(crate) struct Bare {
     /// Where the peer is; without it, it has to come to us.
     #[arg(long)]
     endpoint: Option<SocketAddr>,
+    /// So many further peers, with the keys of the handshake storm.
+    #[arg(long, default_value_t = 0)]
+    crowd: u32,
     /// Uses none of the kernel's offloads.
     #[arg(long)]
     plain: bool,
@@ -80,6 +85,15 @@ impl Bare {
         tunnel
             .send(Command::SetPeer(self.peer_config()))
             .context("no peer")?;
+        for number in 0..self.crowd {
+            clock::wait_for("the tunnel to take a peer", PATIENCE, || {
+                match tunnel.send(Command::SetPeer(one_of_crowd(number))) {
+                    Ok(()) => Ok(Some(())),
+                    Err(SendError::Full) => Ok(None),
+                    Err(error) => Err(error.into()),
+                }
+            })?;
+        }
         let link = Link::wait(&self.interface, PATIENCE)?;
         link.set_mtu(MTU_DEFAULT.into())?;
         link.add_address(self.address.0.into(), self.address.1)?;
@@ -127,6 +141,28 @@ impl Bare {
             roaming: Roaming::default(),
             keepalive: None,
         }
+    }
+}
+
+/// A peer that comes to us; its secret key is made from its number alone, as the storm's client makes it.
+fn one_of_crowd(number: u32) -> PeerConfig {
+    let mut secret = [0x42; 32];
+    let (_, rest) = secret.split_at_mut(8);
+    let (place, _) = rest.split_at_mut(8);
+    place.copy_from_slice(&(u64::from(number) + 1).to_le_bytes());
+    let mut id = [0xff; 16];
+    let (head, _) = id.split_at_mut(4);
+    head.copy_from_slice(&number.to_be_bytes());
+    PeerConfig {
+        device: DeviceId(id),
+        slot: Slot::Current,
+        public_key: PrivateKey::from_bytes(secret).public(),
+        addresses: addresses(Ipv4Addr::from_bits(0x0a64_0000 + number)),
+        endpoint: None,
+        psk: None,
+        secrecy: Secrecy::default(),
+        roaming: Roaming::default(),
+        keepalive: None,
     }
 }
 

@@ -93,9 +93,8 @@ pub(crate) fn run(screen: Screen, peers: usize, idle: Duration, json: bool) -> R
     let size = fs::metadata(program("hedgerow-agent")?)?.len();
     screen.say(&format!("  program: {size} bytes"));
     screen.object(&json!({"what": "program", "bytes": size}));
-    let file = lab.path("bench-agent.json")?;
-    fs::write(&file, serde_json::to_vec(&order)?)?;
-    let (own, file) = (matrix::own_program()?, file.to_string_lossy().into_owned());
+    let path = lab.path("bench-agent.json")?;
+    let (own, file) = (matrix::own_program()?, path.to_string_lossy().into_owned());
     let mut words = vec![
         "ip",
         "netns",
@@ -106,9 +105,33 @@ pub(crate) fn run(screen: Screen, peers: usize, idle: Duration, json: bool) -> R
         &file,
     ];
     words.extend(json.then_some("--json"));
+    // What an agent needs that just started and remembers nobody.
+    let alone = restarted(&agent)?;
+    let order = Order {
+        agent: agent.pid()?,
+        ..order
+    };
+    fs::write(&path, serde_json::to_vec(&order)?)?;
     let status = process::command(&words)?.status()?;
+    // The peers are gone now; who met them remembers them.
+    let known = restarted(&agent)?;
+    let each = known.saturating_sub(alone) * 1024 / u64::try_from(peers.max(1))?;
+    screen.say(&format!(
+        "  started again: {alone} KiB resident before it met anybody, {known} KiB with {peers} peers known = {each} bytes each"
+    ));
+    screen.object(&json!({
+        "what": "known", "peers": peers, "rss_alone_kib": alone, "rss_known_kib": known, "bytes_per_known": each,
+    }));
     lab.close();
     Ok(status.success())
+}
+
+/// Starts the agent again; returns its resident memory in KiB once it is at rest.
+fn restarted(agent: &Agent<'_>) -> Result<u64> {
+    agent.kill()?;
+    agent.revive()?;
+    clock::pause(Duration::from_secs(10));
+    Ok(process::resident_kib(agent.pid()?)?.0)
 }
 
 /// The part that runs inside of the namespace.
