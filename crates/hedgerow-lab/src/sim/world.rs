@@ -509,7 +509,10 @@ impl World {
                     } else {
                         "nothing arrived"
                     };
-                    self.find(format!("device {from} must reach {to}: {how}"));
+                    let (asker, answerer) = (self.view_of(from, to), self.view_of(to, from));
+                    self.find(format!(
+                        "device {from} must reach {to}: {how}; {from} {asker}; {to} {answerer}"
+                    ));
                 }
                 Expected::Refused if probe.arrived => {
                     self.find(format!("device {from} must not reach {to}"));
@@ -530,6 +533,29 @@ impl World {
                 self.find(format!("a table of device {node} is above its bound"));
             }
         }
+    }
+
+    /// Says what a device holds of another, for whoever looks for the reason of a finding.
+    fn view_of(&mut self, node: usize, other: usize) -> String {
+        let place = self.plant.place(node);
+        let id = self.nodes.get(other).map(|n| n.device.id);
+        let Some(n) = self.nodes.get_mut(node) else {
+            return "is not there".to_owned();
+        };
+        let live = n.endpoints(self.now);
+        let Some(status) = n.status() else {
+            return "is dead".to_owned();
+        };
+        let peer = status.peers.iter().find(|p| Some(p.device) == id);
+        format!(
+            "(started {} times, {place:?}) holds {:?}, session at {:?}, asks {}, answers {}, refused {:?}",
+            n.boots,
+            peer.map(|p| (p.endpoint, p.in_session)),
+            id.and_then(|id| live.get(&id)),
+            status.asking,
+            status.answering,
+            status.refused,
+        )
     }
 
     fn find(&mut self, text: String) {
