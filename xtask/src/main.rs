@@ -103,7 +103,10 @@ fn test() -> Result<()> {
     let mut steps = Steps::new(7);
     steps.run("format", || step::cargo(&["fmt", "--all", "--check"]))?;
     steps.run("tidy", tidy)?;
-    steps.run("Debian packages", || packages::install(packages::TEST))?;
+    steps.run("Debian packages", || {
+        packages::install(packages::TEST)?;
+        packages::fetch()
+    })?;
     steps.run("clippy", || {
         step::cargo(&[
             "clippy",

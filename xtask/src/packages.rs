@@ -66,6 +66,14 @@ pub(crate) const TEST: &[(&str, &str)] = &[
     ("dbus", "the bus of those machines"),
 ];
 
+/// What tests unpack in machines of their own. Installed here it would take this machine's names over.
+const FETCHED: &[(&str, &str)] = &[(
+    "systemd-resolved",
+    "the resolver of a machine on which names are looked up",
+)];
+/// Where those are kept.
+const FETCHED_TO: &str = "/var/cache/hedgerow-lab";
+
 /// Services of these packages would start by themselves; on this machine they are only programs.
 const SERVICES: &[(&str, &str)] = &[
     ("mosquitto", "mosquitto"),
@@ -130,6 +138,27 @@ pub(crate) fn install(packages: &[(&str, &str)]) -> Result<()> {
          then run: {by_hand}",
         still.join(", ")
     );
+}
+
+/// Fetches the packages of [`FETCHED`] that are not there yet.
+///
+/// # Errors
+///
+/// Names the package that could not be fetched.
+pub(crate) fn fetch() -> Result<()> {
+    for (name, reason) in FETCHED {
+        let has = fs::read_dir(FETCHED_TO).is_ok_and(|mut found| {
+            found.any(|f| f.is_ok_and(|f| f.file_name().to_string_lossy().starts_with(name)))
+        });
+        if has {
+            continue;
+        }
+        say(&format!("    {name}: {reason}; fetched, not installed"));
+        let script = "mkdir -p \"$0\" && cd \"$0\" && exec apt-get --quiet download \"$1\" >&2";
+        step::program(&["bash", "-c", script, FETCHED_TO, name])
+            .with_context(|| format!("cannot fetch the package {name} to {FETCHED_TO}"))?;
+    }
+    Ok(())
 }
 
 fn missing<'a>(wanted: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {

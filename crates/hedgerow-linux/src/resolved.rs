@@ -7,26 +7,29 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::link::Link;
-
-/// Where systemd-resolved keeps what each interface was given; it is there as long as it runs.
-const INTERFACES: &str = "/run/systemd/resolve/netif";
+/// Its socket: there once it has started.
+const SOCKET: &str = "/run/systemd/resolve/io.systemd.Resolve";
 /// How long one order may take: a bus that hangs does not hold us up.
 const ORDER_WITHIN: (&str, &str) = ("SYSTEMD_BUS_TIMEOUT", "3s");
 
 /// Returns whether systemd-resolved answers this machine's programs.
 pub fn is_running() -> bool {
-    Path::new(INTERFACES).is_dir()
+    Path::new(SOCKET).exists()
 }
 
-/// Returns whether it has settings for `interface`: it forgets them when the interface goes, and when
-/// its own state does.
-pub fn has_settings(interface: &str) -> bool {
-    Link::find(interface).is_ok_and(|link| {
-        Path::new(INTERFACES)
-            .join(link.index().to_string())
-            .exists()
-    })
+/// Returns whether it asks `server` for what belongs to `interface`: it forgets that when the interface
+/// goes, and when somebody reverts it.
+///
+/// # Errors
+///
+/// When `resolvectl` is missing or is refused.
+pub fn is_routed(interface: &str, server: SocketAddr) -> io::Result<bool> {
+    let (whole, short) = (server.to_string(), server.ip().to_string());
+    let said = order(&["dns", interface])?;
+    // `Link 4 (hedgerow0): 127.0.0.59`
+    let (_, servers) = said.split_once("):").unwrap_or_default();
+    let is_ours = |s: &str| s == whole || (s == short && server.port() == 53);
+    Ok(servers.split_whitespace().any(is_ours))
 }
 
 /// Sends questions below `domains` to `server`, and no others. Doing it twice equals doing it once.
@@ -45,7 +48,7 @@ pub fn route(interface: &str, server: SocketAddr, domains: &[String]) -> io::Res
     order(&["llmnr", interface, "no"])?;
     order(&["mdns", interface, "no"])?;
     order(&words)?;
-    order(&["dns", interface, &server.to_string()])
+    order(&["dns", interface, &server.to_string()]).map(drop)
 }
 
 /// Takes everything back that was said of `interface`.
@@ -54,14 +57,14 @@ pub fn route(interface: &str, server: SocketAddr, domains: &[String]) -> io::Res
 ///
 /// As [`route`].
 pub fn revert(interface: &str) -> io::Result<()> {
-    order(&["revert", interface])
+    order(&["revert", interface]).map(drop)
 }
 
 #[expect(
     clippy::disallowed_methods,
     reason = "the bus is spoken by the service's own tool"
 )]
-fn order(words: &[&str]) -> io::Result<()> {
+fn order(words: &[&str]) -> io::Result<String> {
     let (key, value) = ORDER_WITHIN;
     let output = Command::new("resolvectl")
         .args(words)
@@ -69,11 +72,11 @@ fn order(words: &[&str]) -> io::Result<()> {
         .env("PATH", "/usr/bin:/bin")
         .env(key, value)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let text = format!("resolvectl {}: {}", words.join(" "), said.trim());

@@ -260,13 +260,12 @@ async fn route(
         return Err(NotYet);
     }
     let server = address.filter(|_| !domains.is_empty());
-    let is_set = resolved::has_settings(interface);
-    if server.is_some() == is_set && *told == domains {
-        return Ok(if is_set { Routed::Yes } else { Routed::Absent });
-    }
     let (name, list) = (interface.to_owned(), domains.clone());
+    let is_news = *told != domains;
     let order = tokio::task::spawn_blocking(move || match server {
+        Some(server) if !is_news && resolved::is_routed(&name, server)? => Ok(Routed::Yes),
         Some(server) => resolved::route(&name, server, &list).map(|()| Routed::Yes),
+        None if !is_news => Ok(Routed::Absent),
         None => resolved::revert(&name).map(|()| Routed::Absent),
     });
     Ok(match order.await {

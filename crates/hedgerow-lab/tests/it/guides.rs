@@ -92,6 +92,76 @@ fn the_readme_works_as_it_says() {
     commands.assert_all_ran();
 }
 
+/// What makes systemd-resolved the resolver of a machine.
+const RESOLVED: &str = "dpkg --fsys-tarfile /var/cache/hedgerow-lab/systemd-resolved_*.deb \
+                        | tar -x -C / --keep-directory-symlink \
+                        && useradd --system --no-create-home systemd-resolve \
+                        && systemctl reload dbus && systemctl daemon-reload \
+                        && systemctl start systemd-resolved \
+                        && ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf";
+
+#[test]
+fn systemd_resolved_asks_the_agent_for_peers_and_nobody_after_it() {
+    let lan = Lan::new("n");
+    let [control, sensor, collector] = boot(&lan, ["control", "sensor-1", "collector-1"]);
+    for machine in [&control, &sensor, &collector] {
+        machine.ok(INSTALL);
+    }
+    sensor.ok(RESOLVED);
+    control.ok(
+        "hedgerow-control init --trust-domain plant.example --endpoint control.plant.example:7443",
+    );
+    let _controller = control.background("hedgerow-control run");
+    control.until("hedgerow status", "revision");
+    control.ok("hedgerow site create plant-1 --tz Europe/Paris");
+    let create = "hedgerow token create --site plant-1 --labels role=sensor --ttl 1h";
+    for (role, machine) in [("sensor", &sensor), ("collector", &collector)] {
+        enroll(&control, &create.replace("sensor", role), machine);
+        // systemd-resolved reads the hosts file as well: what it knows then is from us.
+        machine.ok(
+            "mkdir -p /etc/hedgerow && printf 'version = 1\\n[names]\\nhosts_file = \"\"\\n' > /etc/hedgerow/agent.toml",
+        );
+        machine.ok(UNITS);
+        machine.ok(ENABLE);
+        machine.until("hedgerow-agent status", "verified in the kernel");
+    }
+    control.ok("sed 's/, underlay: enforce//' examples/plant.yaml > plant.yaml");
+    control.ok("hedgerow policy apply plant.yaml --wait 30s");
+
+    let name = "collector-1.plant-1.hedgerow.internal";
+    let found = sensor.until(
+        &format!("resolvectl query -4 --cache=no {name}"),
+        &format!("{name}: 100."),
+    );
+    let address = after(&found, &format!("{name}:"));
+    let said = sensor.ok(&format!("getent ahostsv4 {name}"));
+    assert!(said.starts_with(&address), "{said}");
+    let said = sensor.ok(&format!("resolvectl query --cache=no {address}"));
+    assert!(said.contains(name), "{said}");
+    let checked = sensor.until("hedgerow-agent check", "systemd-resolved asks it");
+    assert!(checked.contains("no hosts file"), "{checked}");
+    let strange = sensor.run("resolvectl query --cache=no nobody.plant-1.hedgerow.internal");
+    assert!(
+        strange.code != 0 && strange.err.contains("not found"),
+        "{strange:?}"
+    );
+
+    // A resolver that is switched off is asked no more, and after `off` there is nothing left of it.
+    let domains = "resolvectl domain; echo done";
+    sensor.ok("echo 'resolver = \"\"' >> /etc/hedgerow/agent.toml");
+    sensor.ok("systemctl restart hedgerow-agent");
+    sensor.until(
+        "resolvectl domain | grep -q hedgerow.internal || echo gone",
+        "gone",
+    );
+    sensor.ok("sed -i '/resolver/d' /etc/hedgerow/agent.toml");
+    sensor.ok("systemctl restart hedgerow-agent");
+    sensor.until(domains, "hedgerow.internal");
+    sensor.ok("hedgerow-agent off");
+    let left = sensor.ok(domains);
+    assert!(!left.contains("hedgerow"), "{left}");
+}
+
 /// What stands in the guides about one plant, from its first hour to its removal.
 const GUIDES: [&str; 7] = [
     "docs/operate/README.md",

@@ -102,6 +102,11 @@ fn a_ping_measures_the_round_trip_and_says_the_path() {
     assert!(pair.wire.is_empty(), "it waits for a session");
     pair.now = at(2_001);
     pair.ends[0].handle_session(B, pair.now);
+    let stranger = Message::Pong {
+        token: 42,
+        is_relayed: false,
+    };
+    pair.ends[0].handle_message(A, path(), &stranger.encode(), pair.now);
     pair.run();
     let pong = Answer::Pong {
         round_trip: Duration::from_millis(6),
