@@ -116,6 +116,8 @@ impl Udp {
         let other = |source| UdpError::Other { port, source };
         allow_fragments(&socket, dual).map_err(|e| named(port, e))?;
         message::ask_for_classes(&socket, dual).map_err(|e| named(port, e))?;
+        let times = message::ask_for_times(&socket);
+        tracing::debug!(?times, "receive times");
         if trains.receive {
             // Older kernels hand over one by one.
             let joins = message::join_trains(&socket);

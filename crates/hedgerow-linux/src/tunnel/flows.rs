@@ -46,9 +46,11 @@ struct Flow {
     delay: Delay,
 }
 
-/// CoDel's memory of one flow.
+/// CoDel's memory of one queue.
 #[derive(Debug, Clone, Copy)]
-struct Delay {
+pub struct Delay {
+    target: Duration,
+    interval: Duration,
     /// When the waiting time will have been too long for too long.
     patience: Option<Mono>,
     /// When the next signal is due, while signals are given.
@@ -97,11 +99,7 @@ impl Flows {
             deficit: 0,
             list: List::None,
             next: NONE,
-            delay: Delay {
-                patience: None,
-                next: None,
-                count: 0,
-            },
+            delay: Delay::new(TARGET, INTERVAL),
         };
         let line = Line {
             head: NONE,
@@ -253,15 +251,26 @@ impl Flows {
 }
 
 impl Delay {
-    /// RFC 8289 §4: one signal when packets have waited too long for [`INTERVAL`], and then ever more
-    /// often until they do not.
-    fn judge(&mut self, waited: Duration, left: usize, now: Mono) -> Signal {
-        if waited < TARGET || left == 0 {
+    /// Makes a memory for a queue in which waiting for `target` is fine, and longer is for `interval`.
+    pub fn new(target: Duration, interval: Duration) -> Self {
+        Self {
+            target,
+            interval,
+            patience: None,
+            next: None,
+            count: 0,
+        }
+    }
+
+    /// Judges a packet that has waited, with `left` bytes behind it. RFC 8289 §4: one signal when
+    /// packets have waited too long for an interval, and then ever more often until they do not.
+    pub fn judge(&mut self, waited: Duration, left: usize, now: Mono) -> Signal {
+        if waited < self.target || left == 0 {
             self.patience = None;
             self.next = None;
             return Signal::None;
         }
-        let ends = *self.patience.get_or_insert(now + INTERVAL);
+        let ends = *self.patience.get_or_insert(now + self.interval);
         match self.next {
             None if now >= ends => {
                 // Soon after the last time, it goes on where it left off.
@@ -279,7 +288,7 @@ impl Delay {
     }
 
     fn spacing(&self) -> Duration {
-        INTERVAL.div_f64(f64::from(self.count.max(1)).sqrt())
+        self.interval.div_f64(f64::from(self.count.max(1)).sqrt())
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::time::Duration;
 
 use hedgerow_model::Now;
 use hedgerow_model::address::Underlay;
 
 use super::core::{Core, Handled};
+use super::flows::{Delay, Signal};
 use super::offload::coalesce::{Accepts, Coalescer, PIECES_MAX, Piece, Sink};
 use super::offload::ecn;
 use super::offload::virtio::{HEADER_BYTES as VIRTIO_BYTES, Header};
@@ -14,13 +16,23 @@ use crate::tun::{Offload, Tun};
 use crate::udp::{Arrived, RECEIVE_BATCH_MAX, SLOT_BYTES, Sent, Udp};
 
 /// Bytes received before others have their turn, as far as can be foreseen.
-const BYTES_PER_ROUND: usize = 128 * 1024;
+const BYTES_PER_ROUND: usize = 64 * 1024;
+/// Time in the socket's buffer that is fine, and how long it may be exceeded before flows are told. All
+/// flows of all peers share this queue, so that it has to be short: a sender on a local network
+/// answers within a millisecond.
+const WAIT_TARGET: Duration = Duration::from_millis(1);
+/// See [`WAIT_TARGET`].
+const WAIT_INTERVAL: Duration = Duration::from_millis(10);
+/// Packets shorter than this belong to flows that do not make the queue.
+const SIGNAL_BYTES_MIN: usize = 1000;
 
 /// Memory for what comes in, and what is put together of it.
 pub(super) struct Receiver {
     /// [`RECEIVE_BATCH_MAX`] slots; those never filled are never touched.
     memory: Vec<u8>,
     coalescer: Coalescer,
+    /// How long trains wait for us.
+    wait: Delay,
     /// How many trains to ask for: many short ones, few long ones.
     ask: usize,
 }
@@ -72,6 +84,7 @@ impl Receiver {
         Self {
             memory: vec![0; RECEIVE_BATCH_MAX * SLOT_BYTES],
             coalescer: Coalescer::new(accepts),
+            wait: Delay::new(WAIT_TARGET, WAIT_INTERVAL),
             ask: RECEIVE_BATCH_MAX,
         }
     }
@@ -110,6 +123,7 @@ impl Receiver {
         delivery: &mut Delivery<'_>,
         now: Now,
     ) {
+        let mut slow_down = self.wait.judge(train.waited, train.len, now.mono);
         let mut forward: Option<(Underlay, Range<usize>)> = None;
         let mut at = start;
         let train_end = start + train.len;
@@ -128,7 +142,12 @@ impl Receiver {
                         len: range.len(),
                     };
                     let packet = datagram.get_mut(range).unwrap_or_default();
-                    if ecn::carry_in(train.class, packet) {
+                    let told = slow_down == Signal::Congestion && piece.len >= SIGNAL_BYTES_MIN;
+                    if told {
+                        slow_down = Signal::None;
+                    }
+                    let passes = !told || ecn::mark(packet);
+                    if passes && ecn::carry_in(train.class, packet) {
                         self.coalescer.push(&mut self.memory, piece, delivery);
                     } else {
                         core.stats().dropped_congestion += 1;

@@ -7,10 +7,12 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::ptr;
+use std::time::Duration;
 
 use hedgerow_model::address::Underlay;
 use rustix::fd::AsRawFd;
 use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::{TRAIN_BYTES_MAX, canonical};
 use crate::tunnel::message::{array_at, put};
@@ -37,6 +39,8 @@ pub struct Arrived {
     pub stride: usize,
     /// Traffic class: DSCP and ECN.
     pub class: u8,
+    /// How long it lay in the socket's buffer; zero where the kernel does not tell.
+    pub waited: Duration,
 }
 
 impl Default for Arrived {
@@ -46,6 +50,7 @@ impl Default for Arrived {
             len: 0,
             stride: 1,
             class: 0,
+            waited: Duration::ZERO,
         }
     }
 }
@@ -180,20 +185,27 @@ pub(super) fn receive(
         )
     };
     let filled = usize::try_from(filled).map_err(|_negative| last_error())?;
+    let now = clock_gettime(ClockId::Realtime);
     let taken = messages.iter().zip(&names).zip(&controls).take(filled);
     for (((message, name), control), arrived) in taken.zip(arrived) {
-        *arrived = describe(message, name, control);
+        *arrived = describe(message, name, control, now);
     }
     Ok(filled)
 }
 
-fn describe(message: &libc::mmsghdr, name: &libc::sockaddr_in6, control: &Control) -> Arrived {
+fn describe(
+    message: &libc::mmsghdr,
+    name: &libc::sockaddr_in6,
+    control: &Control,
+    now: Timespec,
+) -> Arrived {
     let len = usize::try_from(message.msg_len).unwrap_or(0);
     let mut arrived = Arrived {
         from: canonical(our_address(name)),
         len: len.min(TRAIN_BYTES_MAX),
         stride: len.max(1),
         class: 0,
+        waited: Duration::ZERO,
     };
     control.each(message.msg_hdr.msg_controllen, |level, kind, value| {
         match (level, kind) {
@@ -209,11 +221,25 @@ fn describe(message: &libc::mmsghdr, name: &libc::sockaddr_in6, control: &Contro
                     _ => u8::try_from(c_int::from_ne_bytes(int) & 0xff).unwrap_or(0),
                 };
             }
+            (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => {
+                let came = Timespec {
+                    tv_sec: i64::from_ne_bytes(array_at(value, 0)),
+                    tv_nsec: i64::from_ne_bytes(array_at(value, 8)),
+                };
+                // A clock that was set back says nothing about waiting.
+                let waited = now.checked_sub(came).map(Duration::try_from);
+                arrived.waited = waited.and_then(Result::ok).unwrap_or_default();
+            }
             _ => {}
         }
     });
     arrived.stride = arrived.stride.min(arrived.len.max(1));
     arrived
+}
+
+/// Asks for the time at which each datagram came.
+pub(super) fn ask_for_times(socket: &UdpSocket) -> Result<(), Errno> {
+    set(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)
 }
 
 /// Asks for each datagram's traffic class.
