@@ -9,8 +9,8 @@ use anyhow::{Context as _, anyhow, bail};
 use hedgerow_linux::link::Link;
 use hedgerow_linux::tun::Offload;
 use hedgerow_linux::tunnel::{
-    Command, Features, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Roaming, Secrecy, SendError,
-    Slot, Tunnel, TunnelConfig,
+    Command, Features, Layout, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Roaming, Secrecy,
+    SendError, Slot, Tunnel, TunnelConfig,
 };
 use hedgerow_linux::udp::Trains;
 use hedgerow_model::Wall;
@@ -53,6 +53,9 @@ pub(crate) struct Bare {
     /// Uses none of the kernel's offloads.
     #[arg(long)]
     plain: bool,
+    /// Threads that seal beside the one that decides; 0 for none. Chosen by the machine when absent.
+    #[arg(long)]
+    lanes: Option<usize>,
 }
 
 /// An address with the length of its network.
@@ -115,7 +118,15 @@ impl Bare {
                     send: false,
                     receive: false,
                 },
+                layout: Layout::One,
             },
+        };
+        let features = Features {
+            layout: self.lanes.map_or(Layout::Auto, |lanes| match lanes {
+                0 => Layout::One,
+                lanes => Layout::Lanes(lanes),
+            }),
+            ..features
         };
         TunnelConfig {
             name: self.interface.clone(),

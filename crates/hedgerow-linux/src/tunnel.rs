@@ -46,12 +46,14 @@ pub mod core;
 pub mod flows;
 mod handshakes;
 pub mod inner;
+mod lanes;
 pub mod limits;
 mod mac;
 pub mod message;
 mod noise;
 pub mod offload;
 mod outbox;
+pub mod pass;
 mod paths;
 mod peers;
 pub mod pool;
@@ -69,6 +71,7 @@ pub mod waiting;
 #[cfg(test)]
 mod tests;
 
+pub use lanes::LANES_MAX;
 pub use stats::Stats;
 
 /// Commands waiting for the tunnel's thread; [`TunnelHandle::send`] says [`SendError::Full`] beyond.
@@ -165,6 +168,21 @@ pub struct Features {
     pub tun: Offload,
     /// Between us and the network.
     pub trains: Trains,
+    /// Which threads do the work.
+    pub layout: Layout,
+}
+
+/// Which threads do the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// What suits the machine: one thread up to two processors, lanes beyond.
+    #[default]
+    Auto,
+    /// Everything on one thread.
+    One,
+    /// One thread decides, receives and opens; so many others cut, seal and send, at most
+    /// [`LANES_MAX`].
+    Lanes(usize),
 }
 
 /// What a peer is: its key in one slot, its addresses, where it may be found.

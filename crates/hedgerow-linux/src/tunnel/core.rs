@@ -474,23 +474,32 @@ impl Core {
         let (side, age) = (session.agreed.side, session.age(now.mono));
         let rekey = timers::rekey_on_send(side, age, session.counter);
         let sealed = frame(path, buffer, sealed)?;
-        peer.due.keepalive = None;
-        peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
-        if len > 0 {
-            let bytes = u64::try_from(len).unwrap_or(0);
-            peer.sent_bytes += bytes;
-            self.stats.sent_packets += 1;
-            self.stats.sent_bytes += bytes;
-            if peer.due.reply.is_none() {
-                peer.due.reply = Some(now.mono + NO_REPLY_TIMEOUT);
-                self.arm(place);
-            }
-            self.note_use(place, now.mono);
-        }
+        self.note_sent(place, (usize::from(len > 0), len), now);
         if rekey {
             self.begin_handshake(place, now);
         }
         Some(sealed)
+    }
+
+    /// Packets, or a keepalive, were sent to a peer.
+    pub(super) fn note_sent(&mut self, place: u32, (packets, bytes): (usize, usize), now: Now) {
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
+        peer.due.keepalive = None;
+        peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+        if packets == 0 {
+            return;
+        }
+        let bytes = u64::try_from(bytes).unwrap_or(0);
+        peer.sent_bytes += bytes;
+        self.stats.sent_packets += u64::try_from(packets).unwrap_or(0);
+        self.stats.sent_bytes += bytes;
+        if peer.due.reply.is_none() {
+            peer.due.reply = Some(now.mono + NO_REPLY_TIMEOUT);
+            self.arm(place);
+        }
+        self.note_use(place, now.mono);
     }
 
     /// Lets a packet wait for a session, and begins one.
@@ -713,7 +722,7 @@ impl Core {
 }
 
 /// Puts the datagram of `len` bytes at the start of `buffer` into a relay's frame where its path has one.
-fn frame(path: Path, buffer: &mut [u8], len: usize) -> Option<Sealed> {
+pub(super) fn frame(path: Path, buffer: &mut [u8], len: usize) -> Option<Sealed> {
     let to = path.to;
     let Some(session) = path.relay else {
         return Some(Sealed { to, len });

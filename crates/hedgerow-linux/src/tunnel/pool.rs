@@ -12,18 +12,23 @@ pub const SMALL_BYTES: usize = 2048;
 /// The buffers: numbers below [`LARGE_MAX`] are large ones, up to [`Pool::CAPACITY`] small ones.
 #[derive(Debug)]
 pub struct Pool {
-    memory: Vec<u8>,
-    lengths: Vec<usize>,
+    slots: Vec<Slot>,
     large: Vec<usize>,
     small: Vec<usize>,
 }
 
+#[derive(Debug, Default)]
+struct Slot {
+    /// Empty until it is first needed, and while it is lifted.
+    memory: Box<[u8]>,
+    len: usize,
+}
+
 impl Default for Pool {
-    /// Takes the memory; what is never lent out is never touched, and costs nothing.
+    /// Makes a pool. Memory is taken when it is first needed, and then kept.
     fn default() -> Self {
         Self {
-            memory: vec![0; LARGE_MAX * LARGE_BYTES + SMALL_MAX * SMALL_BYTES],
-            lengths: vec![0; Self::CAPACITY],
+            slots: (0..Self::CAPACITY).map(|_| Slot::default()).collect(),
             large: (0..LARGE_MAX).rev().collect(),
             small: (LARGE_MAX..Self::CAPACITY).rev().collect(),
         }
@@ -57,38 +62,57 @@ impl Pool {
 
     /// Returns a buffer's whole room.
     pub fn room(&mut self, number: usize) -> &mut [u8] {
-        let (at, len) = Self::place(number);
-        self.memory.get_mut(at..at + len).unwrap_or_default()
+        let Some(slot) = self.slots.get_mut(number) else {
+            return Default::default();
+        };
+        if slot.memory.is_empty() {
+            let room = match number < LARGE_MAX {
+                true => LARGE_BYTES,
+                false => SMALL_BYTES,
+            };
+            slot.memory = vec![0; room].into_boxed_slice();
+        }
+        &mut slot.memory
     }
 
     /// Notes how much of a buffer is in use.
     pub fn set_len(&mut self, number: usize, len: usize) {
-        if let Some(slot) = self.lengths.get_mut(number) {
-            *slot = len;
+        if let Some(slot) = self.slots.get_mut(number) {
+            slot.len = len;
         }
     }
 
     /// Returns what is in a buffer.
     pub fn bytes(&mut self, number: usize) -> &mut [u8] {
-        let len = self.lengths.get(number).copied().unwrap_or(0);
+        let len = self.slots.get(number).map_or(0, |slot| slot.len);
         self.room(number).get_mut(..len).unwrap_or_default()
     }
 
     /// Copies what is in one buffer to another.
     pub fn copy(&mut self, from: usize, to: usize) {
-        let len = self.lengths.get(from).copied().unwrap_or(0);
-        let ((from_at, _), (to_at, room)) = (Self::place(from), Self::place(to));
-        let len = len.min(room);
-        if from_at.max(to_at) + len <= self.memory.len() {
-            self.memory.copy_within(from_at..from_at + len, to_at);
+        let Some(slot) = self.slots.get_mut(from) else {
+            return;
+        };
+        let source = std::mem::take(&mut slot.memory);
+        let bytes = source.get(..slot.len).unwrap_or_default();
+        let len = bytes.len();
+        if let Some(room) = self.room(to).get_mut(..len) {
+            room.copy_from_slice(bytes);
             self.set_len(to, len);
         }
+        self.put_back(from, source);
     }
 
-    fn place(number: usize) -> (usize, usize) {
-        match number.checked_sub(LARGE_MAX) {
-            None => (number * LARGE_BYTES, LARGE_BYTES),
-            Some(small) => (LARGE_MAX * LARGE_BYTES + small * SMALL_BYTES, SMALL_BYTES),
+    /// Takes a buffer's memory out, to work on it elsewhere. Its number stays lent out.
+    pub fn lift(&mut self, number: usize) -> Box<[u8]> {
+        let slot = self.slots.get_mut(number);
+        slot.map_or_else(Box::default, |slot| std::mem::take(&mut slot.memory))
+    }
+
+    /// Puts back what was lifted.
+    pub fn put_back(&mut self, number: usize, memory: Box<[u8]>) {
+        if let Some(slot) = self.slots.get_mut(number) {
+            slot.memory = memory;
         }
     }
 }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::time::ClockId;
 
 use super::core::{Core, CoreConfig, Entropy, NoEntropy, Output};
+use super::lanes::Lanes;
 use super::outbox::Outbox;
 use super::receive::{Receiver, deliver};
 use super::send::Sender;
@@ -36,7 +37,7 @@ pub(super) fn start(
         Box::new(|bytes| crate::random::fill(bytes).map_err(|_error| NoEntropy));
     let no_entropy = |_e: NoEntropy| StartError::System(io::Error::other("no random bytes"));
     entropy(&mut [0; 32]).map_err(no_entropy)?;
-    let udp = Udp::bind(config.port, config.features.trains)?;
+    let udp = Arc::new(Udp::bind(config.port, config.features.trains)?);
     let lifetime = if config.persistent {
         Lifetime::Persistent
     } else {
@@ -49,6 +50,8 @@ pub(super) fn start(
     let bell = rustix::event::eventfd(0, flags).map_err(|e| StartError::System(e.into()))?;
     let (wake, stats) = (Arc::new(bell), Arc::new(Shared::default()));
     let port = udp.port();
+    let lanes = Lanes::start(config.features.layout, config.mtu.into(), &udp, &wake)
+        .map_err(StartError::System)?;
     let core = CoreConfig {
         addresses: config.addresses,
         mtu: config.mtu,
@@ -58,7 +61,7 @@ pub(super) fn start(
     let mut thread = Loop {
         core: Core::new(core, entropy),
         receiver: Receiver::new(&tun),
-        sender: Sender::new(&tun, config.mtu.into()),
+        sender: Sender::new(&tun, config.mtu.into(), lanes),
         tun,
         udp,
         bell: Arc::clone(&wake),
@@ -96,7 +99,7 @@ enum Next {
 struct Loop {
     core: Core,
     tun: Tun,
-    udp: Udp,
+    udp: Arc<Udp>,
     bell: Arc<OwnedFd>,
     commands: Channel<Command>,
     sender: Sender,
@@ -138,7 +141,7 @@ impl Loop {
             if ready.tun {
                 self.sender.fill(&self.tun, &mut self.core, now.mono)?;
             }
-            if self.sender.has_work() {
+            if self.sender.has_work() || ready.bell {
                 self.sender.send(&mut self.core, &self.udp, now);
             }
             if self.core.deadline().0 <= now.mono {
@@ -166,7 +169,7 @@ impl Loop {
         let flags = PollFlags::IN;
         let mut fds = [
             PollFd::new(&self.tun, flags),
-            PollFd::new(&self.udp, flags),
+            PollFd::new(&*self.udp, flags),
             PollFd::from_borrowed_fd(self.bell.as_fd(), flags),
         ];
         match rustix::event::poll(&mut fds, timeout.as_ref()) {

@@ -6,9 +6,11 @@ use hedgerow_model::{Mono, Now};
 
 use super::core::Core;
 use super::flows::{Flows, Signal};
+use super::lanes::{Cutter, Job, Lanes};
 use super::offload::segment::{Malformed, Super, finish_checksum};
 use super::offload::virtio::{HEADER_BYTES as VIRTIO_BYTES, Header, Kind};
 use super::offload::{ecn, flow};
+use super::pass::Pieces;
 use super::pool::{LARGE_BYTES, Pool, SMALL_BYTES};
 use super::train::Train;
 use crate::tun::{Offload, Tun};
@@ -22,18 +24,21 @@ const BYTES_READ_PER_ROUND_MAX: usize = 4 * LARGE_BYTES;
 /// Bytes sent before others have their turn: one train.
 const BYTES_SENT_PER_ROUND_MAX: usize = 60_000;
 
-/// The queues before the sessions, and the train that is made up.
+/// The queues before the sessions, and where packets are sealed.
 pub(super) struct Sender {
     pool: Pool,
     flows: Flows,
-    train: Train,
+    cutter: Cutter,
+    lanes: Lanes,
+    /// A job for which its lane has no room.
+    held: Option<Box<Job>>,
     mtu: usize,
     /// Bytes before each packet of the device.
     prefix: usize,
 }
 
 impl Sender {
-    pub(super) fn new(tun: &Tun, mtu: usize) -> Self {
+    pub(super) fn new(tun: &Tun, mtu: usize, lanes: Lanes) -> Self {
         let prefix = match tun.offload() {
             Offload::Nothing => 0,
             Offload::Checksums | Offload::Tcp | Offload::TcpEcn | Offload::Udp => VIRTIO_BYTES,
@@ -41,7 +46,11 @@ impl Sender {
         Self {
             pool: Pool::default(),
             flows: Flows::new(Pool::CAPACITY),
-            train: Train::new(mtu),
+            cutter: Cutter {
+                train: Train::new(mtu),
+            },
+            lanes,
+            held: None,
             mtu,
             prefix,
         }
@@ -49,12 +58,13 @@ impl Sender {
 
     /// Returns whether packets wait for their turn.
     pub(super) fn has_work(&self) -> bool {
-        !self.flows.is_empty()
+        !self.flows.is_empty() && self.held.is_none()
     }
 
     /// Takes packets out of the device into the queues. Where there is no room, the flow that waits
     /// with the most bytes loses its oldest packet.
     pub(super) fn fill(&mut self, tun: &Tun, core: &mut Core, now: Mono) -> io::Result<()> {
+        self.lanes.collect(&mut self.pool);
         let mut bytes = 0;
         for _ in 0..PACKETS_PER_ROUND_MAX {
             let Some(buffer) = self.make_room(core, Pool::take_large) else {
@@ -85,17 +95,36 @@ impl Sender {
     /// Seals and sends what goes next.
     pub(super) fn send(&mut self, core: &mut Core, udp: &Udp, now: Now) {
         let mut bytes = 0;
-        while bytes < BYTES_SENT_PER_ROUND_MAX {
+        if let Some(job) = self.held.take() {
+            self.hand_on(*job, udp);
+        }
+        while bytes < BYTES_SENT_PER_ROUND_MAX && self.held.is_none() {
             let Some((number, signal)) = self.flows.pop(now.mono) else {
                 break;
             };
             bytes += self.pool.bytes(number).len();
-            if self.seal(number, signal, core, udp, now).is_err() {
-                core.stats().dropped_outgoing += 1;
+            match self.judge(number, signal, (core, udp), now) {
+                Ok(Some(job)) => self.hand_on(job, udp),
+                Ok(None) => self.pool.give(number),
+                Err(_malformed) => {
+                    core.stats().dropped_outgoing += 1;
+                    self.pool.give(number);
+                }
             }
-            self.pool.give(number);
         }
-        self.train.depart(udp, core.stats());
+        self.cutter.train.depart(udp);
+        core.stats().dropped_send += self.cutter.train.take_lost() + self.lanes.take_lost();
+    }
+
+    /// Has a job done here or on its lane.
+    fn hand_on(&mut self, job: Job, udp: &Udp) {
+        if !self.lanes.is_empty() {
+            self.held = self.lanes.offer(job).err();
+            return;
+        }
+        self.cutter.work(&job, udp);
+        self.pool.put_back(job.number, job.memory);
+        self.pool.give(job.number);
     }
 
     fn queue(&mut self, buffer: usize, len: usize, core: &mut Core, now: Mono) {
@@ -134,46 +163,87 @@ impl Sender {
         }
     }
 
-    fn seal(
+    /// Decides about a packet. What has no session is handled by the machine, piece by piece: it waits
+    /// there, or is refused.
+    fn judge(
         &mut self,
         number: usize,
         signal: Signal,
-        core: &mut Core,
-        udp: &Udp,
+        (core, udp): (&mut Core, &Udp),
         now: Now,
-    ) -> Result<(), Malformed> {
+    ) -> Result<Option<Job>, Malformed> {
+        let start = self.prefix;
         let bytes = self.pool.bytes(number);
         let (header, packet) = bytes
-            .split_at_mut_checked(self.prefix)
+            .split_at_mut_checked(start)
             .ok_or(Malformed::Headers)?;
         let header = match header.is_empty() {
             true => Header::default(),
             false => Header::decode(header).ok_or(Malformed::Headers)?,
         };
         // Who does not understand marks is told by a loss.
-        let lost = usize::from(signal == Signal::Congestion && !ecn::mark(packet));
-        core.stats().dropped_queue += u64::try_from(lost).unwrap_or(0);
-        let class = ecn::class(packet);
-        if header.kind == Kind::Single {
-            if lost > 0 {
-                return Ok(());
+        let skip = usize::from(signal == Signal::Congestion && !ecn::mark(packet));
+        core.stats().dropped_queue += u64::try_from(skip).unwrap_or(0);
+        let (class, flow, len) = (ecn::class(packet), flow(packet), packet.len());
+        let whole = match header.kind {
+            Kind::Single if skip > 0 => return Ok(None),
+            Kind::Single => {
+                finish_checksum(&header, packet)?;
+                None
             }
-            finish_checksum(&header, packet)?;
-            let place = self.train.packet_place().get_mut(..packet.len());
-            place.ok_or(Malformed::TooLong)?.copy_from_slice(packet);
-            let len = packet.len();
-            if let Some(sealed) = core.handle_inner_packet(self.train.place(), len, now) {
-                self.train.add(sealed, class, udp, core.stats());
+            Kind::TcpV4 | Kind::TcpV6 | Kind::Udp => {
+                Some(Super::decode(&header, packet, self.mtu)?)
             }
-            return Ok(());
-        }
-        let whole = Super::decode(&header, packet, self.mtu)?;
-        for n in lost..whole.count() {
-            let len = whole
-                .write(packet, n, self.train.packet_place())
-                .ok_or(Malformed::TooLong)?;
-            if let Some(sealed) = core.handle_inner_packet(self.train.place(), len, now) {
-                self.train.add(sealed, class, udp, core.stats());
+        };
+        let pieces = whole.map_or(
+            Pieces {
+                count: 1,
+                longest: len,
+                bytes: len,
+            },
+            |whole| whole.pieces(),
+        );
+        let Some(pass) = core.pass(packet, pieces, now) else {
+            self.keep(number, (whole, class), (core, udp), now)?;
+            return Ok(None);
+        };
+        Ok(Some(Job {
+            number,
+            memory: self.pool.lift(number),
+            start,
+            len,
+            whole,
+            skip,
+            class,
+            pass,
+            flow,
+        }))
+    }
+
+    fn keep(
+        &mut self,
+        number: usize,
+        (whole, class): (Option<Super>, u8),
+        (core, udp): (&mut Core, &Udp),
+        now: Now,
+    ) -> Result<(), Malformed> {
+        let packet = self.pool.bytes(number).get(self.prefix..);
+        let packet = packet.ok_or(Malformed::Headers)?;
+        let count = whole.map_or(1, |w| w.count());
+        for n in 0..count {
+            let place = self.cutter.train.packet_place();
+            let len = match whole {
+                Some(whole) => whole.write(packet, n, place),
+                None => place.get_mut(..packet.len()).map(|place| {
+                    place.copy_from_slice(packet);
+                    packet.len()
+                }),
+            };
+            let len = len.ok_or(Malformed::TooLong)?;
+            let place = self.cutter.train.place();
+            // Some pieces may go where the longest does not.
+            if let Some(sealed) = core.handle_inner_packet(place, len, now) {
+                self.cutter.train.add(sealed, class, udp);
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! A session: the keys two peers agreed on, used in place on the caller's buffer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -44,7 +45,7 @@ pub(super) struct Agreement {
 /// Transport keys with their counters.
 pub(super) struct Session {
     pub(super) agreed: Agreement,
-    send: LessSafeKey,
+    send: Arc<LessSafeKey>,
     receive: LessSafeKey,
     pub(super) counter: u64,
     replay: ReplayWindow,
@@ -59,7 +60,7 @@ impl Session {
         };
         Some(Self {
             agreed,
-            send: key(&keys.send)?,
+            send: Arc::new(key(&keys.send)?),
             receive: key(&keys.receive)?,
             counter: 0,
             replay: ReplayWindow::default(),
@@ -78,24 +79,21 @@ impl Session {
     /// Seals the `len` bytes that stand after [`HEADER_BYTES`] in `buffer`, padded to 16 but not
     /// beyond `mtu`. Returns the datagram's length; `None` when `buffer` is too short.
     pub(super) fn seal(&mut self, buffer: &mut [u8], len: usize, mtu: usize) -> Option<usize> {
-        let padded = len.next_multiple_of(16).min(mtu.max(len));
-        let counter = self.counter;
-        let (header, rest) = buffer.split_at_mut_checked(HEADER_BYTES)?;
-        let (text, rest) = rest.split_at_mut_checked(padded)?;
-        let tag_place = rest.get_mut(..TAG_BYTES)?;
-        text.get_mut(len..)?.fill(0);
-        let tag = self
-            .send
-            .seal_in_place_separate_tag(nonce(counter), Aad::empty(), text)
-            .ok()?;
-        self.counter = counter.saturating_add(1);
-        put(
-            header,
-            0,
-            &transport_header(self.agreed.remote_index, counter),
-        );
-        put(tag_place, 0, tag.as_ref());
-        Some(HEADER_BYTES + padded + TAG_BYTES)
+        let seal = self.take(1);
+        seal.seal(0, buffer, len, mtu)
+    }
+
+    /// Takes `count` counters out of the session, for packets that are sealed elsewhere.
+    pub(super) fn take(&mut self, count: u64) -> Seal {
+        let first = self.counter;
+        // `REJECT_AFTER_MESSAGES` leaves room for more than one batch.
+        self.counter = first.saturating_add(count);
+        Seal {
+            key: Arc::clone(&self.send),
+            remote_index: self.agreed.remote_index,
+            first,
+            count,
+        }
     }
 
     /// Opens a transport message in place. Returns the length of the text, which stands after
@@ -123,6 +121,33 @@ impl Session {
         } else {
             Err(Unopened::Replayed)
         }
+    }
+}
+
+/// A session's key with some of its counters, each of which is used once.
+pub(super) struct Seal {
+    key: Arc<LessSafeKey>,
+    remote_index: u32,
+    first: u64,
+    count: u64,
+}
+
+impl Seal {
+    /// Seals under counter `n` of these; see [`Session::seal`]. `None` also when there is no such counter.
+    pub(super) fn seal(&self, n: u64, buffer: &mut [u8], len: usize, mtu: usize) -> Option<usize> {
+        let counter = self.first.checked_add(n).filter(|_| n < self.count)?;
+        let padded = len.next_multiple_of(16).min(mtu.max(len));
+        let (header, rest) = buffer.split_at_mut_checked(HEADER_BYTES)?;
+        let (text, rest) = rest.split_at_mut_checked(padded)?;
+        let tag_place = rest.get_mut(..TAG_BYTES)?;
+        text.get_mut(len..)?.fill(0);
+        let tag = self
+            .key
+            .seal_in_place_separate_tag(nonce(counter), Aad::empty(), text)
+            .ok()?;
+        header.copy_from_slice(&transport_header(self.remote_index, counter));
+        tag_place.copy_from_slice(tag.as_ref().get(..TAG_BYTES)?);
+        Some(HEADER_BYTES + padded + TAG_BYTES)
     }
 }
 

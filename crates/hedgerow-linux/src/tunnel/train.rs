@@ -2,7 +2,6 @@
 
 use hedgerow_model::address::Underlay;
 
-use super::Stats;
 use super::core::{OVERHEAD_BYTES, Sealed};
 use super::message::HEADER_BYTES;
 use crate::udp::{Sent, Udp};
@@ -25,6 +24,8 @@ pub(super) struct Train {
     count: usize,
     segment: usize,
     kind: Option<Kind>,
+    /// Datagrams the kernel did not take.
+    lost: u64,
 }
 
 impl Train {
@@ -35,6 +36,7 @@ impl Train {
             count: 0,
             segment: 0,
             kind: None,
+            lost: 0,
         }
     }
 
@@ -55,7 +57,7 @@ impl Train {
     }
 
     /// Adds the datagram that was sealed in [`Train::place`]; sends what is complete.
-    pub(super) fn add(&mut self, sealed: Sealed, class: u8, udp: &Udp, stats: &mut Stats) {
+    pub(super) fn add(&mut self, sealed: Sealed, class: u8, udp: &Udp) {
         let kind = Kind {
             to: sealed.to,
             class,
@@ -63,7 +65,7 @@ impl Train {
         let fits = self.kind == Some(kind) && sealed.len <= self.segment;
         if self.count > 0 && !fits {
             let (start, end) = (self.used, self.used + sealed.len);
-            self.depart(udp, stats);
+            self.depart(udp);
             if end <= self.memory.len() {
                 self.memory.copy_within(start..end, 0);
             }
@@ -76,18 +78,23 @@ impl Train {
         self.count += 1;
         let is_last = sealed.len < self.segment;
         if is_last || self.count >= udp.train_max() || self.used + self.segment > TRAIN_BYTES_MAX {
-            self.depart(udp, stats);
+            self.depart(udp);
         }
     }
 
     /// Sends what is there.
-    pub(super) fn depart(&mut self, udp: &Udp, stats: &mut Stats) {
+    pub(super) fn depart(&mut self, udp: &Udp) {
         if let (Some(kind), Some(bytes)) = (self.kind.take(), self.memory.get(..self.used))
             && udp.send(kind.to, kind.class, bytes, self.segment) != Sent::Yes
         {
-            stats.dropped_send += u64::try_from(self.count).unwrap_or(0);
+            self.lost += u64::try_from(self.count).unwrap_or(0);
         }
         self.used = 0;
         self.count = 0;
+    }
+
+    /// Returns how many datagrams the kernel did not take since the last call.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 }

@@ -1,5 +1,6 @@
 //! One super-packet into many packets.
 
+use super::super::pass::Pieces;
 use super::checksum::Sum;
 use super::virtio::{Header, Kind};
 use super::{
@@ -97,6 +98,16 @@ impl Super {
     /// Returns how many packets it becomes, at least one.
     pub fn count(&self) -> usize {
         self.payload.div_ceil(self.size)
+    }
+
+    /// Returns how many packets it becomes, and of how many bytes.
+    pub fn pieces(&self) -> Pieces {
+        let count = self.count();
+        Pieces {
+            count,
+            longest: self.len_of(0),
+            bytes: self.payload + count * self.header_len,
+        }
     }
 
     /// Returns the bytes of packet `n`.

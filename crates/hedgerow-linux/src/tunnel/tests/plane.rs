@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::kernel::{Lab, Ours, PATIENCE, eventually, run};
 use super::pair::{v4, v6};
 use crate::tun::{Lifetime, Offload, Tun};
-use crate::tunnel::Features;
+use crate::tunnel::{Features, LANES_MAX, Layout};
 use crate::udp::{Arrived, SLOT_BYTES, Sent, Trains, Udp};
 
 const NO_TRAINS: Trains = Trains {
@@ -79,7 +79,14 @@ fn tunnel_every_offload_and_every_way_without_carries_the_same() {
             Offload::Checksums | Offload::TcpEcn | Offload::Udp => Trains::default(),
         };
         let lab = Lab::new();
-        let one = lab.tunnel_with(1, Features { tun, trains });
+        let one = lab.tunnel_with(
+            1,
+            Features {
+                tun,
+                trains,
+                ..Features::default()
+            },
+        );
         let two = lab.tunnel_with(2, Features::default());
         join(&one, &two);
         lab.ping(1, v4(2));
@@ -199,6 +206,29 @@ fn tunnel_against_wireguard_go_with_every_offload_over_ipv6() {
         stats.dropped_outgoing < 16 && stats.dropped_spoofed == 0,
         "{stats:?}"
     );
+}
+
+#[test]
+fn tunnel_lanes_keep_every_flow_in_order_and_end_with_the_tunnel() {
+    for lanes in [1, LANES_MAX] {
+        let lab = Lab::new();
+        let features = Features {
+            layout: Layout::Lanes(lanes),
+            ..Features::default()
+        };
+        let one = lab.tunnel_with(1, features);
+        let two = lab.tunnel_with(2, features);
+        join(&one, &two);
+        lab.ping(1, v4(2));
+        lab.stream((1, 2), v6(2), 16 << 20, || {
+            lab.stream((2, 1), v4(1), 16 << 20, || train(&lab, (v4(1), v4(2))));
+        });
+        train(&lab, (v6(1), v6(2)));
+        let stats = two.handle.stats();
+        assert_eq!((stats.dropped_replayed, stats.dropped_forged), (0, 0));
+        assert_eq!(stats.handshakes_done, 1);
+        two.handle.shutdown();
+    }
 }
 
 #[test]
