@@ -8,6 +8,9 @@
 //!
 //! A job owns all it needs: its buffer, leave to seal ([`Pass`]), how it is cut. Packets of one flow go
 //! down one lane, so they keep their order. Nothing is shared but two queues, used once per job.
+//!
+//! A lane is worth waking for a super-packet. A single packet whose lane is idle is sealed by the thread
+//! that decides: there is nothing it could overtake.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +25,9 @@ use super::pass::Pass;
 use super::pool::Pool;
 use super::train::Train;
 use crate::udp::Udp;
+
+/// A job that is done: its lane, its buffer.
+type Back = (usize, usize, Box<[u8]>);
 
 /// Threads that seal.
 pub const LANES_MAX: usize = 4;
@@ -88,13 +94,15 @@ struct Shared {
 
 struct Lane {
     jobs: Option<SyncSender<Job>>,
+    /// Jobs whose buffers have not come back.
+    busy: usize,
     thread: Option<JoinHandle<()>>,
 }
 
 /// The lanes; ended when dropped.
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    back: Receiver<(usize, Box<[u8]>)>,
+    back: Receiver<Back>,
     shared: Arc<Shared>,
     lost: u64,
 }
@@ -124,9 +132,10 @@ impl Lanes {
             let give = give.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("tunnel-lane-{n}"))
-                .spawn(move || run(&work, &give, mtu, &udp, &bell, &shared))?;
+                .spawn(move || run(&work, (n, &give), mtu, &udp, &bell, &shared))?;
             Ok(Lane {
                 jobs: Some(jobs),
+                busy: 0,
                 thread: Some(thread),
             })
         };
@@ -139,35 +148,46 @@ impl Lanes {
         })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.lanes.is_empty()
+    /// Returns whether a job is better done by the thread that decides, and overtakes nothing there.
+    pub(super) fn are_not_for(&self, job: &Job) -> bool {
+        let lane = self.lanes.get(self.place(job.flow));
+        lane.is_none_or(|lane| lane.busy == 0 && job.whole.is_none())
     }
 
     /// Hands a job to its flow's lane, or gives it back when too many wait there: the bell rings when
     /// there is room.
-    pub(super) fn offer(&self, job: Job) -> Result<(), Box<Job>> {
-        let count = u64::try_from(self.lanes.len()).unwrap_or(1).max(1);
-        let n = usize::try_from((job.flow >> 32) % count).unwrap_or(0);
-        let Some(jobs) = self.lanes.get(n).and_then(|lane| lane.jobs.as_ref()) else {
+    pub(super) fn offer(&mut self, job: Job) -> Result<(), Box<Job>> {
+        let place = self.place(job.flow);
+        let lane = self.lanes.get_mut(place);
+        let Some((busy, jobs)) = lane.and_then(|l| Some((&mut l.busy, l.jobs.as_ref()?))) else {
             return Err(Box::new(job));
         };
         let back = |job| match job {
             TrySendError::Full(job) | TrySendError::Disconnected(job) => Box::new(job),
         };
-        let Err(full) = jobs.try_send(job) else {
-            return Ok(());
-        };
-        // Said before the second try: whoever makes room after it rings.
-        self.shared.is_waiting.store(true, Ordering::SeqCst);
-        jobs.try_send(*back(full)).map_err(back)
+        if let Err(full) = jobs.try_send(job) {
+            // Said before the second try: whoever makes room after it rings.
+            self.shared.is_waiting.store(true, Ordering::SeqCst);
+            jobs.try_send(*back(full)).map_err(back)?;
+        }
+        *busy += 1;
+        Ok(())
     }
 
     /// Takes back the buffers of jobs that are done.
-    pub(super) fn collect(&self, pool: &mut Pool) {
-        while let Ok((number, memory)) = self.back.try_recv() {
+    pub(super) fn collect(&mut self, pool: &mut Pool) {
+        while let Ok((lane, number, memory)) = self.back.try_recv() {
+            if let Some(lane) = self.lanes.get_mut(lane) {
+                lane.busy = lane.busy.saturating_sub(1);
+            }
             pool.put_back(number, memory);
             pool.give(number);
         }
+    }
+
+    fn place(&self, flow: u64) -> usize {
+        let count = u64::try_from(self.lanes.len()).unwrap_or(1).max(1);
+        usize::try_from((flow >> 32) % count).unwrap_or(0)
     }
 
     /// Returns how many datagrams the kernel did not take since the last call.
@@ -192,7 +212,7 @@ impl Drop for Lanes {
 
 fn run(
     work: &Receiver<Job>,
-    give: &SyncSender<(usize, Box<[u8]>)>,
+    (own, give): (usize, &SyncSender<Back>),
     mtu: usize,
     udp: &Udp,
     bell: &OwnedFd,
@@ -204,14 +224,17 @@ fn run(
         let mut next = Some(first);
         while let Some(job) = next {
             cutter.work(&job, udp);
+            next = work.try_recv().ok();
+            if next.is_none() {
+                // Whoever takes the buffer back may send the next packet of the flow itself.
+                cutter.train.depart(udp);
+            }
             // Nobody takes buffers back once the tunnel ends.
-            drop(give.try_send((job.number, job.memory)));
+            drop(give.try_send((own, job.number, job.memory)));
             if shared.is_waiting.swap(false, Ordering::SeqCst) {
                 super::run::wake(bell);
             }
-            next = work.try_recv().ok();
         }
-        cutter.train.depart(udp);
         let lost = cutter.train.take_lost();
         shared.lost.fetch_add(lost, Ordering::Relaxed);
     }

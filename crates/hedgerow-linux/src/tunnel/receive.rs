@@ -18,11 +18,11 @@ use crate::udp::{Arrived, RECEIVE_BATCH_MAX, SLOT_BYTES, Sent, Udp};
 /// Bytes received before others have their turn, as far as can be foreseen.
 const BYTES_PER_ROUND: usize = 64 * 1024;
 /// Time in the socket's buffer that is fine, and how long it may be exceeded before flows are told. All
-/// flows of all peers share this queue, so that it has to be short: a sender on a local network
-/// answers within a millisecond.
-const WAIT_TARGET: Duration = Duration::from_millis(1);
+/// flows of all peers share this one line, so it has to be short: where we are the bottleneck, what
+/// is greedy waits in its sender's queue of its own instead.
+const WAIT_TARGET: Duration = Duration::from_micros(100);
 /// See [`WAIT_TARGET`].
-const WAIT_INTERVAL: Duration = Duration::from_millis(10);
+const WAIT_INTERVAL: Duration = Duration::from_millis(2);
 /// Packets shorter than this belong to flows that do not make the queue.
 const SIGNAL_BYTES_MIN: usize = 1000;
 

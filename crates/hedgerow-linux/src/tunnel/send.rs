@@ -94,6 +94,7 @@ impl Sender {
 
     /// Seals and sends what goes next.
     pub(super) fn send(&mut self, core: &mut Core, udp: &Udp, now: Now) {
+        self.lanes.collect(&mut self.pool);
         let mut bytes = 0;
         if let Some(job) = self.held.take() {
             self.hand_on(*job, udp);
@@ -118,7 +119,9 @@ impl Sender {
 
     /// Has a job done here or on its lane.
     fn hand_on(&mut self, job: Job, udp: &Udp) {
-        if !self.lanes.is_empty() {
+        if !self.lanes.are_not_for(&job) {
+            // What was sealed here goes first.
+            self.cutter.train.depart(udp);
             self.held = self.lanes.offer(job).err();
             return;
         }
