@@ -74,6 +74,15 @@ fn hash(addresses: &[u8], protocol: u8, ports: u32) -> u64 {
     hash
 }
 
+/// Returns whether a packet carries TCP.
+pub fn is_tcp(packet: &[u8]) -> bool {
+    let at = match packet.first().map(|b| b >> 4) {
+        Some(4) => 9,
+        _ => 6,
+    };
+    packet.get(at) == Some(&PROTOCOL_TCP)
+}
+
 /// Returns a number that the packets of one flow share: of addresses and protocol, and of ports where
 /// they are in sight. Fragments share that of their addresses.
 pub fn flow(packet: &[u8]) -> u64 {

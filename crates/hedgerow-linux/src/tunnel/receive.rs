@@ -10,8 +10,8 @@ use hedgerow_model::address::Underlay;
 use super::core::{Core, Handled};
 use super::flows::{Delay, Signal};
 use super::offload::coalesce::{Accepts, Coalescer, PIECES_MAX, Piece, Sink};
-use super::offload::ecn;
 use super::offload::virtio::{HEADER_BYTES as VIRTIO_BYTES, Header};
+use super::offload::{ecn, is_tcp};
 use crate::tun::{Offload, Tun};
 use crate::udp::{Arrived, RECEIVE_BATCH_MAX, SLOT_BYTES, Sent, Udp};
 
@@ -20,9 +20,9 @@ const BYTES_PER_ROUND: usize = 64 * 1024;
 /// Time in the socket's buffer that is fine, and how long it may be exceeded before flows are told. All
 /// flows of all peers share this one line, so it has to be short: where we are the bottleneck, what
 /// is greedy waits in its sender's queue of its own instead.
-const WAIT_TARGET: Duration = Duration::from_micros(100);
+const WAIT_TARGET: Duration = Duration::from_micros(250);
 /// See [`WAIT_TARGET`].
-const WAIT_INTERVAL: Duration = Duration::from_millis(2);
+const WAIT_INTERVAL: Duration = Duration::from_millis(4);
 /// Packets shorter than this belong to flows that do not make the queue.
 const SIGNAL_BYTES_MIN: usize = 1000;
 
@@ -73,6 +73,11 @@ pub(super) fn deliver(tun: &Tun, packet: &[u8], core: &mut Core) {
     };
     delivery.write(&Header::default().encode(), packet, &[piece]);
     core.stats().dropped_tun += delivery.lost;
+}
+
+/// Returns whether a packet is of a flow that makes queues and slows down when it is told.
+fn listens(packet: &[u8]) -> bool {
+    packet.len() >= SIGNAL_BYTES_MIN && (is_tcp(packet) || ecn::is_capable(packet))
 }
 
 impl Receiver {
@@ -142,7 +147,7 @@ impl Receiver {
                         len: range.len(),
                     };
                     let packet = datagram.get_mut(range).unwrap_or_default();
-                    let told = slow_down == Signal::Congestion && piece.len >= SIGNAL_BYTES_MIN;
+                    let told = slow_down == Signal::Congestion && listens(packet);
                     if told {
                         slow_down = Signal::None;
                     }

@@ -257,7 +257,7 @@ pub(super) struct Ours {
 }
 
 impl Ours {
-    fn expect(&self, what: &str, is_it: impl Fn(&Report) -> bool) -> Report {
+    pub(super) fn expect(&self, what: &str, is_it: impl Fn(&Report) -> bool) -> Report {
         let end = Instant::now() + PATIENCE;
         loop {
             let left = end.saturating_duration_since(Instant::now());

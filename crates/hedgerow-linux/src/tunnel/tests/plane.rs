@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
+use boringtun::noise::{Tunn, TunnResult};
 use hedgerow_model::address::Underlay;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::kernel::{Lab, Ours, PATIENCE, eventually, run};
-use super::pair::{v4, v6};
+use super::pair::{packet, secret, v4, v6};
 use crate::tun::{Lifetime, Offload, Tun};
-use crate::tunnel::{Features, LANES_MAX, Layout};
+use crate::tunnel::offload::Transport;
+use crate::tunnel::offload::checksum::Sum;
+use crate::tunnel::{Features, LANES_MAX, Layout, Report};
 use crate::udp::{Arrived, SLOT_BYTES, Sent, Trains, Udp};
 
 const NO_TRAINS: Trains = Trains {
@@ -206,6 +209,134 @@ fn tunnel_against_wireguard_go_with_every_offload_over_ipv6() {
         stats.dropped_outgoing < 16 && stats.dropped_spoofed == 0,
         "{stats:?}"
     );
+}
+
+/// boringtun with a socket of its own: it answers every UDP packet with the same, ends exchanged, and
+/// begins with `first`.
+struct Foreign {
+    tunn: Tunn,
+    udp: Udp,
+    ours: Underlay,
+}
+
+impl Foreign {
+    fn serve(mut self, first: Option<Vec<u8>>, end: &AtomicBool) {
+        if let Some(first) = first {
+            self.send(&first);
+        }
+        let mut memory = vec![0; 8 * SLOT_BYTES];
+        while !end.load(Ordering::Relaxed) {
+            let mut fds = [PollFd::new(&self.udp, PollFlags::IN)];
+            let short = Timespec {
+                tv_sec: 0,
+                tv_nsec: 50_000_000,
+            };
+            rustix::event::poll(&mut fds, Some(&short)).unwrap();
+            let mut arrived = [Arrived::default(); 8];
+            let n = self.udp.receive(&mut memory, &mut arrived).unwrap();
+            for (slot, train) in memory.chunks(SLOT_BYTES).zip(&arrived).take(n) {
+                for datagram in slot[..train.len].chunks(train.stride) {
+                    self.take(datagram);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, packet: &[u8]) {
+        let mut buffer = vec![0; 2000];
+        if let TunnResult::WriteToNetwork(bytes) = self.tunn.encapsulate(packet, &mut buffer) {
+            self.udp.send(self.ours, 0, bytes, bytes.len());
+        }
+    }
+
+    fn take(&mut self, datagram: &[u8]) {
+        let mut input = datagram;
+        loop {
+            let mut buffer = vec![0; 2000];
+            match self.tunn.decapsulate(None, input, &mut buffer) {
+                TunnResult::WriteToNetwork(bytes) => {
+                    self.udp.send(self.ours, 0, bytes, bytes.len());
+                    input = &[];
+                }
+                TunnResult::WriteToTunnelV4(packet, _) => {
+                    let packet = packet.to_vec();
+                    return self.answer(packet, 20, (12, 4));
+                }
+                TunnResult::WriteToTunnelV6(packet, _) => {
+                    let packet = packet.to_vec();
+                    return self.answer(packet, 40, (8, 16));
+                }
+                TunnResult::Done => return,
+                TunnResult::Err(e) => panic!("boringtun: {e:?}"),
+            }
+        }
+    }
+
+    fn answer(&mut self, mut packet: Vec<u8>, ip: usize, (at, len): (usize, usize)) {
+        let is_udp = packet[if ip == 20 { 9 } else { 6 }] == 17;
+        if !is_udp {
+            return;
+        }
+        let (ends, body) = (&packet[at..at + 2 * len], &packet[ip..]);
+        let sum = Sum::default().pseudo(ends, Transport::Udp, body.len());
+        assert!(sum.with(body).holds(), "a checksum of ours is wrong");
+        let (src, rest) = packet[at..].split_at_mut(len);
+        src.swap_with_slice(&mut rest[..len]);
+        packet.swap(ip, ip + 2);
+        packet.swap(ip + 1, ip + 3);
+        self.send(&packet);
+    }
+}
+
+#[test]
+fn tunnel_against_boringtun_with_every_offload_both_ways() {
+    for (ours_at, theirs) in [
+        ("192.0.2.1:7117", "192.0.2.2:7117"),
+        ("[fd11::1]:7117", "[fd11::2]:7117"),
+    ] {
+        for begins in [false, true] {
+            let lab = Lab::new();
+            let ours = lab.tunnel_with(1, Features::default());
+            ours.know(2, (!begins).then_some(theirs));
+            let own = x25519_dalek::StaticSecret::from(*secret(2).expose());
+            let peer = x25519_dalek::PublicKey::from(secret(1).public().0);
+            let foreign = Foreign {
+                tunn: Tunn::new(own, peer, None, None, 7, None),
+                udp: lab.inside(2, || Udp::bind(7117, Trains::default()).unwrap()),
+                ours: Underlay(ours_at.parse().unwrap()),
+            };
+            let end = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let first = begins.then(|| packet(v6(2), v6(1), b"hello"));
+                let thread = scope.spawn(|| foreign.serve(first, &end));
+                if begins {
+                    ours.expect("established", |r| matches!(r, Report::Established { .. }));
+                }
+                for family in [v4, v6] {
+                    echoes(&lab, family(2));
+                }
+                end.store(true, Ordering::Relaxed);
+                thread.join().unwrap();
+            });
+            let stats = ours.handle.stats();
+            assert_eq!(stats.handshakes_begun, u64::from(!begins));
+            assert!(stats.received_packets >= 80, "{stats:?}");
+        }
+    }
+}
+
+/// Sends trains of a program of side 1 that come back as they were, in order.
+fn echoes(lab: &Lab, to: IpAddr) {
+    let udp = lab.inside(1, || Udp::bind(0, Trains::default()).unwrap());
+    let target = Underlay(SocketAddr::new(to, 9));
+    for (size, count) in [(1000usize, 30usize), (1300, 10)] {
+        let bytes: Vec<u8> = (0..size * count - 3)
+            .map(|n| (n % 249).to_le_bytes()[0])
+            .collect();
+        assert_eq!(udp.send(target, 0, &bytes, size), Sent::Yes);
+        let got: Vec<_> = collect(&udp, count).into_iter().map(|d| d.0).collect();
+        assert!(got.concat() == bytes, "{to} {size}");
+    }
 }
 
 #[test]
