@@ -1,12 +1,17 @@
 //! The encrypted tunnel: WireGuard sessions between a TUN device and one UDP port.
 //!
 //! ```text
-//!   TUN ──inner packet──▶ ┌──────┐ ──sealed datagram──▶ UDP
-//!                         │ Core │                           (one thread, one poll loop)
-//!   TUN ◀──inner packet── └──────┘ ◀──sealed datagram── UDP
-//!                          ▲    │
-//!              Command ────┘    └───▶ Report
+//!   TUN ─super-packets─▶ flows ─▶ ┌──────┐ ─leave to seal─▶ cut, seal ─trains─▶ UDP
+//!                                 │ Core │
+//!   TUN ◀─super-packets─ coalesce │      │ ◀──────── open ◀──────────── trains─ UDP
+//!                                 └──────┘
+//!                   Command ────────▲  │
+//!                                      └───▶ Report
 //! ```
+//!
+//! What the kernel hands over in one piece is decided about in one piece ([`pass`]), cut and sealed side by
+//! side, and sent in one call; what comes in is put together again ([`offload`]). Packets wait by flow
+//! ([`flows`]), not in one line. One thread does it all, or has super-packets sealed on lanes ([`Layout`]).
 //!
 //! [`core::Core`] is the protocol without I/O; [`Tunnel::start`] is the thread that moves the bytes.
 //!
