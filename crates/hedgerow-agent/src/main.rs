@@ -293,7 +293,7 @@ mod tests {
     /// reference_page`.
     #[test]
     fn the_reference_page_is_what_help_says() {
-        let mut page = "# hedgerow-agent\n\nGenerated from the command line's own help; a test compares it. Every command takes `--json`.\n"
+        let mut page = "# hedgerow-agent\n\nGenerated from the command line's own help; a test compares it. Every command takes `--json`: [documents](agent-json.md).\n"
             .to_owned();
         let mut command = Cli::command().term_width(100);
         command.build();
