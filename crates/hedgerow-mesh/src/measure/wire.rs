@@ -40,7 +40,7 @@ pub enum Message {
     Verdict {
         /// As asked.
         token: u64,
-        /// [`GRANTED`] or why not.
+        /// 0 for yes, 1 for not allowed, 2 for busy.
         verdict: u8,
     },
     /// Filling.

@@ -1,6 +1,10 @@
 //! The mesh as people see it from a device: peers, paths, round trips, throughput, numbers.
 
+use std::fs;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
+use hedgerow_lab::clock;
 use serde_json::Value;
 
 use super::device::Device;
@@ -14,7 +18,13 @@ fn json(device: &Device<'_>, words: &[&str]) -> Result<Value> {
 #[test]
 fn people_see_peers_paths_round_trips_and_throughput() -> Result<()> {
     let plot = Plot::open("seen")?;
-    let left = plot.enrolled("left", "s1", 11, "left")?;
+    let left = plot.device("left", "s1", 11)?;
+    let numbers = left.directory.join("agent.prom");
+    left.configure(&format!(
+        "\n[metrics]\ntextfile = \"{}\"\n",
+        numbers.display()
+    ))?;
+    left.enroll("s1", "left")?;
     let right = plot.device("right", "s2", 12)?;
     right.configure("\n[mesh]\nbench = \"allow\"\n")?;
     right.enroll("s2", "right")?;
@@ -74,7 +84,11 @@ fn people_see_peers_paths_round_trips_and_throughput() -> Result<()> {
     ] {
         ensure!(text.lines().any(|l| l == line), "{line}\n{text}");
     }
-    Ok(())
+    clock::wait_for("the file of numbers", Duration::from_secs(30), || {
+        let text = fs::read_to_string(&numbers)?;
+        let is_whole = text.contains("hedgerow_resolver_questions_total");
+        Ok(is_whole.then_some(()))
+    })
 }
 
 fn refused(left: &Device<'_>, right: &Device<'_>, other: &Device<'_>) -> Result<()> {
