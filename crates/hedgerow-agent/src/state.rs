@@ -84,6 +84,8 @@ pub(crate) enum Step {
     Acknowledge(Revision, Stage),
     /// Ask the controller; call [`State::handle_resolved`] with the answer, also when nobody is there.
     Resolve(u64, PeerQuery),
+    /// Tell the controller where this device is reached; see [`State::whereabouts`].
+    Whereabouts,
     /// Make a new WireGuard key and sign its binding, then call [`State::handle_bound`].
     BindKey,
     /// Write a peer's record.
@@ -342,6 +344,9 @@ impl State {
             );
         }
         self.uplink = Uplink::Up(now.mono);
+        self.peers.relays_at = now.mono;
+        self.steps.push_back(Step::Whereabouts);
+        self.ask_for_relays(now);
         self.held = None;
     }
 
@@ -469,6 +474,7 @@ impl State {
             self.store();
         }
         self.kernel_timeout(now);
+        self.ask_for_relays(now);
         self.mesh.handle_timeout(self.world.view(now));
         self.drain_mesh(now);
         self.measure_timeout(now);
@@ -503,8 +509,12 @@ impl State {
         if self.clock_trusted != now.wall_is_trusted {
             return (now.mono, "the clock is judged otherwise");
         }
+        let relays = match self.uplink {
+            Uplink::Up(_) => (self.peers.relays_at, "ask for relays"),
+            Uplink::Unknown | Uplink::Down(_) => (Mono::NEVER, ""),
+        };
         let measuring = (self.measuring.deadline(), "a measurement");
-        [bind, mesh, kernel, store, measuring]
+        [bind, mesh, kernel, store, relays, measuring]
             .into_iter()
             .min_by_key(|(at, _)| *at)
             .unwrap_or(bind)

@@ -132,6 +132,8 @@ pub(crate) struct Status {
     pub(crate) progress: Progress,
     /// Where the mesh may reach it.
     pub(crate) endpoints: Vec<Underlay>,
+    /// Relays it says it is registered with.
+    pub(crate) relays: Vec<DeviceId>,
     /// Its agent's version.
     pub(crate) agent_version: String,
     /// When it last spoke.

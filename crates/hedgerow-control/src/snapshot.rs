@@ -5,7 +5,7 @@
 //!                      └ offers: signed once, shared by every session
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
 use hedgerow_model::address::Overlay;
 use hedgerow_model::id::{DeviceId, DeviceName, Revision, SiteName};
+use hedgerow_model::path::is_relay;
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::statement::{PeerQuery, RevocationList, SiteConfig, States};
 use hedgerow_policy::Facts;
@@ -63,6 +64,7 @@ pub(crate) struct Snapshot {
     devices: Shards<DeviceId, Arc<DeviceRecord>>,
     names: Shards<(SiteName, DeviceName), DeviceId>,
     addresses: Shards<IpAddr, DeviceId>,
+    relays: Arc<BTreeSet<DeviceId>>,
 }
 
 /// What a snapshot begins with.
@@ -110,6 +112,7 @@ impl Snapshot {
             devices: Shards::new(),
             names: Shards::new(),
             addresses: Shards::new(),
+            relays: Arc::default(),
         };
         snapshot.set_revocations(parts.revocations);
         snapshot.set_states(parts.states);
@@ -170,6 +173,9 @@ impl Snapshot {
             for address in device.addresses.iter() {
                 self.addresses.insert(address.0, device.id);
             }
+            if is_relay(&device.labels) {
+                Arc::make_mut(&mut self.relays).insert(device.id);
+            }
         }
         self.devices.insert(device.id, Arc::new(device));
     }
@@ -185,6 +191,9 @@ impl Snapshot {
         let key = (device.site.clone(), device.name.clone());
         if self.names.get(&key) == Some(&device.id) {
             self.names.remove(&key);
+        }
+        if self.relays.contains(&device.id) {
+            Arc::make_mut(&mut self.relays).remove(&device.id);
         }
         for address in device.addresses.iter() {
             if self.addresses.get(&address.0) == Some(&device.id) {
@@ -206,6 +215,12 @@ impl Snapshot {
     /// Visits the devices that belong to the fleet.
     pub(crate) fn living(&self) -> impl Iterator<Item = &Arc<DeviceRecord>> {
         self.devices.values().filter(|d| d.ended.is_none())
+    }
+
+    /// Visits the relays.
+    pub(crate) fn relays(&self) -> impl Iterator<Item = &Arc<DeviceRecord>> {
+        let relays = self.relays.iter();
+        relays.filter_map(|id| self.devices.get(id))
     }
 
     /// Returns how many devices were ever known.

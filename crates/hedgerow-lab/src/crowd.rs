@@ -283,6 +283,7 @@ impl Peer {
                     let answer = Resolved {
                         ticket: target.ticket.clone(),
                         endpoints: vec![Underlay(MESH)],
+                        relays: vec![],
                     };
                     self.mesh.handle_resolved(query, Some(answer), view);
                 }
@@ -314,6 +315,9 @@ impl Peer {
                 Output::Reject { reason, .. } => anyhow::bail!("no way to the agent: {reason}"),
                 Output::ForgetOldKey { .. }
                 | Output::Tunnel(_)
+                | Output::PathChanged { .. }
+                | Output::PathLost { .. }
+                | Output::HomeRelays { .. }
                 | Output::Release { .. }
                 | Output::RemovePeer { .. }
                 | Output::Refused { .. }

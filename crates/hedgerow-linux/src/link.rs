@@ -22,6 +22,7 @@ const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
 const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
+const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
@@ -34,6 +35,7 @@ const UNICAST: u8 = 1;
 const UNREACHABLE: u8 = 7;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
+const SCOPE_HOST: u8 = 254;
 const NO_DUPLICATE_DETECTION: u8 = 0x02;
 
 /// Why a link, address or route could not be changed. The rest is as it was.
@@ -346,6 +348,44 @@ fn parse_route(body: &[u8]) -> Option<Route> {
     })
 }
 
+/// Lists the addresses of every interface but `except`, those that lead to this machine alone left out.
+///
+/// # Errors
+///
+/// When netlink cannot be used.
+pub fn addresses(except: Option<&Link>) -> Result<Vec<IpAddr>, LinkError> {
+    let mut socket = open()?;
+    let except = except.map(Link::index);
+    let mut list = socket
+        .dump(
+            || Request::new(GET_ADDRESS, 0, &[0; 8]),
+            Vec::new,
+            |list, m| list.extend(parse_address(m.body, except)),
+        )
+        .map_err(failed("list the addresses".to_owned()))?;
+    list.sort_unstable();
+    list.dedup();
+    Ok(list)
+}
+
+fn parse_address(body: &[u8], except: Option<u32>) -> Option<IpAddr> {
+    let [family, _, _, scope, a, b, c, d] = *body.first_chunk::<8>()?;
+    let list = body.get(8..)?;
+    if scope == SCOPE_HOST
+        || scope == SCOPE_LINK
+        || Some(u32::from_ne_bytes([a, b, c, d])) == except
+    {
+        return None;
+    }
+    // Its own address stands first where the other end has another.
+    let value = find(list, 2).or_else(|| find(list, 1))?;
+    match family {
+        FAMILY_IPV4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
+        FAMILY_IPV6 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
+        _ => None,
+    }
+}
+
 fn open() -> Result<Socket, LinkError> {
     Socket::open(None).map_err(|source| LinkError::Refused {
         action: "open a route socket".to_owned(),
@@ -410,8 +450,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn damaged_routes_are_left_out() {
+    fn damaged_routes_and_addresses_are_left_out() {
         for length in 0..64 {
+            assert_eq!(parse_address(&vec![0xff; length], None), None);
+            assert_eq!(parse_address(&vec![1; length], None), None);
             assert_eq!(parse_route(&vec![0xff; length]), None);
             assert!(parse_route(&vec![1; length]).is_none());
         }

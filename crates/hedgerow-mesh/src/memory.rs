@@ -9,6 +9,8 @@ use hedgerow_model::statement::X25519Public;
 use hedgerow_model::wire::{self, WireError};
 use minicbor::{Decode, Encode};
 
+use crate::path::RELAYS_MAX;
+
 /// Most devices remembered. The one unused for longest goes first, with an [`crate::Output::Forget`].
 pub const REMEMBERED_MAX: usize = 10_000;
 /// Most endpoints remembered of one device; the one unused for longest goes first.
@@ -40,6 +42,9 @@ pub struct Memory {
     /// Whether it was a peer when this was written: such devices are asked again after a restart.
     #[n(6)]
     pub live: bool,
+    /// Relays it was registered with; at most [`RELAYS_MAX`].
+    #[n(7)]
+    pub relays: Option<Vec<DeviceId>>,
 }
 
 impl Memory {
@@ -55,13 +60,21 @@ impl Memory {
     /// [`WireError`] for anything that [`Self::encode`] did not write, and for broken bounds.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let memory: Self = wire::decode_canonical("memory of a peer", bytes)?;
-        if memory.ticket.len() > TICKET_BYTES_MAX || memory.endpoints.len() > ENDPOINTS_MAX {
+        if memory.ticket.len() > TICKET_BYTES_MAX
+            || memory.endpoints.len() > ENDPOINTS_MAX
+            || memory.relays().len() > RELAYS_MAX
+        {
             return Err(WireError::Malformed {
                 what: "memory of a peer",
                 reason: "a part is above its bound".to_owned(),
             });
         }
         Ok(memory)
+    }
+
+    /// Returns the relays it was registered with.
+    pub fn relays(&self) -> &[DeviceId] {
+        self.relays.as_deref().unwrap_or_default()
     }
 
     /// Puts an endpoint in front. Returns whether that changed anything.
@@ -174,6 +187,7 @@ mod tests {
             endpoints: vec![Underlay("192.0.2.1:7117".parse().unwrap())],
             heard_ms: 5,
             live: number.is_multiple_of(2),
+            relays: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The machine: what goes in, what comes out, and the tables in between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hedgerow_identity::Verified;
@@ -11,7 +11,7 @@ use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::Path;
 use hedgerow_model::statement::{Binding, PeerQuery, Ticket, X25519Public};
-use hedgerow_model::{Fault, Mono, Now, message};
+use hedgerow_model::{Fault, Mono, Now};
 
 use crate::budget::Budgets;
 use crate::introduction::{INTRODUCE, INTRODUCED, IntroductionSecret};
@@ -23,15 +23,19 @@ use crate::timers::Timers;
 use answer::Answering;
 use ask::Asking;
 use count::Counts;
+use tables::{Heard, UnreachableTable};
 
 mod answer;
 mod ask;
 mod count;
 mod peers;
 mod status;
+mod tables;
+mod ways;
 
 pub use count::Work;
 pub use status::{PeerStatus, Status};
+use ways::Ways;
 
 /// Most peers at once. For a new one the peer idle for longest goes; when none is idle, it is refused.
 pub const PEERS_MAX: usize = 10_000;
@@ -115,6 +119,8 @@ pub struct Resolved {
     pub ticket: Vec<u8>,
     /// Where the device may be reached, the best first.
     pub endpoints: Vec<Underlay>,
+    /// Relays that it is registered with, the best first.
+    pub relays: Vec<DeviceId>,
 }
 
 /// The policy's word on a device.
@@ -183,9 +189,11 @@ pub struct Mesh {
     memories: Memories,
     asking: Asking,
     answering: BTreeMap<DeviceId, Answering>,
-    /// The newest timestamp of each introduction key.
-    heard: BTreeMap<X25519Public, u64>,
-    unreachable: BTreeMap<Overlay, (Mono, Unreachable)>,
+    heard: Heard,
+    unreachable: UnreachableTable,
+    /// Devices to introduce ourselves to when somebody says where they are.
+    wanted_devices: BTreeSet<DeviceId>,
+    ways: Ways,
     timers: Timers<Timer>,
     budgets: Budgets,
     random: Random,
@@ -200,14 +208,17 @@ impl Mesh {
     pub fn new(seed: [u8; 32]) -> Self {
         let mut random = Random::new(seed);
         let budgets = Budgets::new(random.bytes());
+        let ways = Ways::new(|| *random.bytes());
         Self {
             own: None,
             peers: Peers::default(),
             memories: Memories::default(),
             asking: Asking::default(),
             answering: BTreeMap::new(),
-            heard: BTreeMap::new(),
-            unreachable: BTreeMap::new(),
+            heard: Heard::default(),
+            unreachable: UnreachableTable::default(),
+            wanted_devices: BTreeSet::new(),
+            ways,
             timers: Timers::new(),
             budgets,
             random,
@@ -220,7 +231,7 @@ impl Mesh {
     /// Takes one record of the disk cache, in the order in which they were written. Call it before
     /// [`Self::handle_own`].
     pub fn handle_memory(&mut self, memory: Memory) {
-        self.heard.insert(memory.introduction_key, memory.heard_ms);
+        self.heard.put(memory.introduction_key, memory.heard_ms);
         let evicted = self.memories.put(memory);
         self.output.extend(evicted.map(Output::Forget));
     }
@@ -255,7 +266,7 @@ impl Mesh {
     fn start_over(&mut self, view: View<'_>) {
         let devices: Vec<DeviceId> = self.peers.iter().map(|(device, _)| device).collect();
         for device in devices {
-            self.remove_peer(device, Removal::Ourselves);
+            self.remove_peer(device, Removal::Ourselves, view.now.mono);
         }
         for device in self.asking.devices() {
             self.give_up(device, Unreachable::NotReady, view.now.mono);
@@ -278,25 +289,26 @@ impl Mesh {
             self.output.push_back(Output::Release { address });
             return;
         }
-        match self.unreachable.get(&address) {
-            Some((until, reason)) if *until > view.now.mono => {
-                let reason = *reason;
-                self.reject(address, reason);
-            }
-            Some(_) | None => self.find(address, view),
+        match self.unreachable.get(address, view.now.mono) {
+            Some(reason) => self.reject(address, reason),
+            None => self.find(address, view),
         }
+        self.drain_ways(view);
     }
 
     /// Takes the answer to [`Output::Resolve`]: `None` when nobody knows, or nobody can be asked.
     pub fn handle_resolved(&mut self, query: PeerQuery, answer: Option<Resolved>, view: View<'_>) {
-        self.timers.clear(Timer::Lookup(query));
-        if !self.asking.end_lookup(query) {
+        if !self.asking.is_looking_up(query) {
             return;
         }
         match answer {
-            Some(resolved) => self.resolved(query, resolved, view),
-            None => self.unresolved(query, Unreachable::Unresolved, view.now.mono),
+            Some(resolved) => {
+                self.end_lookup(query);
+                self.resolved(query, resolved, view);
+            }
+            None => self.ask_relays(query, view.now.mono),
         }
+        self.drain_ways(view);
     }
 
     /// Takes a datagram that the tunnel handed up: any bytes from anyone.
@@ -309,13 +321,7 @@ impl Mesh {
         if let Err((reason, device)) = outcome {
             self.refuse(reason, Some(source), device, view.now.mono);
         }
-    }
-
-    /// Takes a message of a peer's agent that came through the tunnel: authentic, and otherwise any bytes.
-    pub fn handle_message(&mut self, device: DeviceId, from: Path, bytes: &[u8], view: View<'_>) {
-        if message::decode(bytes).is_none() || self.peers.get(device).is_none() {
-            self.refuse(Refusal::Malformed, Some(from), Some(device), view.now.mono);
-        }
+        self.drain_ways(view);
     }
 
     /// Takes the policy's word on a device: the answer to [`Output::Admit`], or unasked after the
@@ -332,9 +338,10 @@ impl Mesh {
                     self.refuse(Refusal::NotAdmitted, source, Some(device), view.now.mono);
                 }
                 self.give_up(device, Unreachable::NotAdmitted, view.now.mono);
-                self.remove_peer(device, Removal::NotAdmitted);
+                self.remove_peer(device, Removal::NotAdmitted, view.now.mono);
             }
         }
+        self.drain_ways(view);
     }
 
     /// Takes the tunnel's word on a peer's session.
@@ -342,8 +349,11 @@ impl Mesh {
         match session {
             Session::Established(endpoint) => self.peer_established(device, endpoint, view),
             Session::Idle => self.peer_idle(device, view),
-            Session::Unanswered => self.remove_peer(device, Removal::Unanswered),
+            Session::Unanswered => {
+                self.remove_peer(device, Removal::Unanswered, view.now.mono);
+            }
         }
+        self.drain_ways(view);
     }
 
     /// Takes the tunnel's word that a proper handshake came under a key no peer has. If it was the
@@ -361,6 +371,7 @@ impl Mesh {
         self.recheck_peers(view);
         self.recheck_asking(view);
         self.answering.retain(|_, answering| answering.holds(view));
+        self.recheck_relays(view);
     }
 
     /// Takes note that the policy grants something else than before: who was not admitted may be
@@ -375,9 +386,7 @@ impl Mesh {
         while let Some(timer) = self.timers.due(view.now.mono) {
             match timer {
                 Timer::Lookup(query) => {
-                    if self.asking.end_lookup(query) {
-                        self.unresolved(query, Unreachable::Unresolved, view.now.mono);
-                    }
+                    self.ask_relays(query, view.now.mono);
                 }
                 Timer::Ask(device) => self.ask_again(device, view),
                 Timer::Answer(device) => {
@@ -390,6 +399,12 @@ impl Mesh {
                 Timer::Peer(device) => self.look_after(device, view),
             }
         }
+        let now = view.now.mono;
+        self.ways.paths.handle_timeout(now);
+        self.ways.client.handle_timeout(now);
+        self.ways.server.handle_timeout(now);
+        self.ways.lookups.handle_timeout(now);
+        self.drain_ways(view);
     }
 
     /// Returns the next thing to do, if any. Call it until `None` after every `handle_*`; until then
@@ -402,9 +417,11 @@ impl Mesh {
 
     /// Returns when [`Self::handle_timeout`] next has something to decide, and what that is.
     pub fn deadline(&self) -> (Mono, &'static str) {
+        let ways = self.ways.deadline();
         match self.timers.first() {
-            Some((at, timer)) => (at, timer.reason()),
-            None => (Mono::NEVER, "nothing"),
+            Some((at, timer)) if at <= ways => (at, timer.reason()),
+            Some(_) | None if ways < Mono::NEVER => (ways, "look after paths"),
+            Some(_) | None => (Mono::NEVER, "nothing"),
         }
     }
 
@@ -414,17 +431,7 @@ impl Mesh {
 
     /// Rejects packets for an address, and those that come in the next moments.
     fn reject_for_a_while(&mut self, address: Overlay, reason: Unreachable, now: Mono) {
-        if self.unreachable.len() >= UNREACHABLE_MAX {
-            self.unreachable.retain(|_, (until, _)| *until > now);
-        }
-        if self.unreachable.len() >= UNREACHABLE_MAX {
-            let first = self.unreachable.iter().min_by_key(|(_, (until, _))| *until);
-            if let Some(first) = first.map(|(address, _)| *address) {
-                self.unreachable.remove(&first);
-            }
-        }
-        self.unreachable
-            .insert(address, (now + UNREACHABLE_FOR, reason));
+        self.unreachable.put(address, now + UNREACHABLE_FOR, reason);
         self.reject(address, reason);
     }
 

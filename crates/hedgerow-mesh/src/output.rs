@@ -89,6 +89,27 @@ pub enum Output {
         /// How many of the same reason went unreported since the last.
         suppressed: u64,
     },
+    /// Datagrams to a peer go another way; for people.
+    PathChanged {
+        /// Which peer.
+        device: DeviceId,
+        /// The way before.
+        from: Path,
+        /// The way now.
+        to: Path,
+        /// Why.
+        why: crate::path::Why,
+    },
+    /// No way to a peer answers; for people.
+    PathLost {
+        /// Which peer.
+        device: DeviceId,
+    },
+    /// This device is reached through these relays, the best first: whoever resolves it should know.
+    HomeRelays {
+        /// At most [`crate::relay::HOME_RELAYS`].
+        relays: Vec<DeviceId>,
+    },
     /// Write this to the disk cache, in place of the device's former record.
     Remember(Memory),
     /// Delete the device's record from the disk cache.

@@ -58,6 +58,8 @@ pub const STANDBY_EVERY: Duration = Duration::from_secs(45);
 pub const SUSPICION_EVERY: Duration = Duration::from_millis(60);
 /// After so long without any path that answers, the parent is told.
 pub const LOST_AFTER: Duration = Duration::from_secs(8);
+/// The same of a relay that this device keeps: others wait for it.
+pub const RELAY_LOST_AFTER: Duration = Duration::from_millis(400);
 /// Messages about paths that one peer may send per second, and at once.
 pub const MESSAGES_PER_SECOND: crate::budget::Rate = crate::budget::Rate {
     per_second: 60,
@@ -103,6 +105,18 @@ pub enum Output {
     },
     /// No path answers.
     Lost {
+        /// Which peer.
+        device: DeviceId,
+    },
+    /// The round trip to a relay that this device keeps, when it was measured anew.
+    Measured {
+        /// Which relay.
+        device: DeviceId,
+        /// Smoothed.
+        round_trip: Duration,
+    },
+    /// A path answers again, after [`Self::Lost`].
+    Back {
         /// Which peer.
         device: DeviceId,
     },
@@ -296,6 +310,11 @@ impl Paths {
         }
     }
 
+    /// Takes the tunnel's MTU: the longest inner packet, in bytes.
+    pub fn handle_mtu(&mut self, mtu: u16) {
+        self.common.mtu = mtu;
+    }
+
     /// Takes this device's addresses with the mesh's port, configured endpoints first; and the overlay's
     /// pools, where no path leads. When they changed, active peers are told and every path is tried
     /// again.
@@ -359,6 +378,11 @@ impl Paths {
                 peer.learn(*path, common, now);
             }
         });
+    }
+
+    /// Takes a way to a peer on this machine: a link that carries datagrams to a relay over TLS.
+    pub fn handle_link(&mut self, device: DeviceId, path: Path, now: Mono) {
+        self.one(device, |peer, common| peer.link(path, common, now));
     }
 
     /// A relay does not pass this peer's session on any more.
@@ -428,6 +452,11 @@ impl Paths {
     /// Returns the path in use and its round trip, when one was measured.
     pub fn in_use(&self, device: DeviceId) -> Option<(Path, Option<Duration>)> {
         self.peers.get(&device).map(Peer::in_use)
+    }
+
+    /// Returns whether a session lives and nothing says that its path is dead.
+    pub fn answers(&self, device: DeviceId) -> bool {
+        self.peers.get(&device).is_some_and(Peer::answers)
     }
 
     /// Returns every route to a peer.

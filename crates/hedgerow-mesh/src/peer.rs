@@ -1,6 +1,6 @@
 //! The table of peers: found by device, by address, by key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hedgerow_identity::Verified;
 use hedgerow_model::Mono;
@@ -44,6 +44,8 @@ pub(crate) struct Peer {
     /// When the last introduction succeeded.
     pub(crate) introduced_at: Mono,
     pub(crate) state: Option<DeviceState>,
+    /// Relays through which it says it may be reached.
+    pub(crate) relays: Vec<DeviceId>,
 }
 
 /// All peers. At most [`crate::PEERS_MAX`]; the machine makes room before it inserts.
@@ -52,6 +54,7 @@ pub(crate) struct Peers {
     by_device: BTreeMap<DeviceId, Peer>,
     by_address: BTreeMap<Overlay, DeviceId>,
     by_key: BTreeMap<X25519Public, DeviceId>,
+    by_idleness: BTreeSet<(Mono, DeviceId)>,
 }
 
 impl Peers {
@@ -89,13 +92,29 @@ impl Peers {
         if let Some((key, _)) = peer.old_key {
             self.by_key.insert(key, device);
         }
+        self.by_idleness
+            .extend(peer.idle_since.map(|since| (since, device)));
         self.by_device.insert(device, peer);
+    }
+
+    /// Notes since when no session lives with a peer; none: one does.
+    pub(crate) fn set_idle_since(&mut self, device: DeviceId, since: Option<Mono>) {
+        if let Some(peer) = self.by_device.get_mut(&device) {
+            let before = std::mem::replace(&mut peer.idle_since, since);
+            if let Some(before) = before {
+                self.by_idleness.remove(&(before, device));
+            }
+            self.by_idleness.extend(since.map(|since| (since, device)));
+        }
     }
 
     pub(crate) fn remove(&mut self, device: DeviceId) -> Option<Peer> {
         let peer = self.by_device.remove(&device)?;
         for address in peer.ticket.addresses.iter() {
             self.by_address.remove(&address);
+        }
+        if let Some(since) = peer.idle_since {
+            self.by_idleness.remove(&(since, device));
         }
         self.by_key.remove(&peer.binding.wireguard_key);
         if let Some((key, _)) = peer.old_key {
@@ -106,10 +125,7 @@ impl Peers {
 
     /// Returns the peer that has been idle for longest.
     pub(crate) fn most_idle(&self) -> Option<DeviceId> {
-        let idle = self
-            .iter()
-            .filter_map(|(device, peer)| Some((peer.idle_since?, device)));
-        idle.min().map(|(_, device)| device)
+        self.by_idleness.first().map(|(_, device)| *device)
     }
 
     /// Ends the overlap of a peer's two keys; returns whether there was one.

@@ -129,6 +129,14 @@ events! {
     36 CaptureStarted "capture_started" Medium;
     /// That ended; details `of`, and `packets`, `bytes`, `dropped` where the command said so.
     37 CaptureEnded "capture_ended" Low;
+    /// Datagrams to a peer go another way; details `from`, `to`, `reason` (`better`, `dead`).
+    38 PathChanged "path_changed" Informational;
+    /// No way to a peer answers.
+    39 PathLost "path_lost" Low;
+    /// This device registered with a relay and is reached through it.
+    40 RelayJoined "relay_joined" Informational;
+    /// This device left a relay, because it is dead, out of service, or another is nearer.
+    41 RelayLeft "relay_left" Low;
 }
 
 impl fmt::Display for EventKind {

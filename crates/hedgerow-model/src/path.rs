@@ -5,7 +5,10 @@ use std::fmt;
 use minicbor::{Decode, Encode};
 
 use crate::address::Underlay;
+use crate::id::Labels;
 
+/// The label that makes a device a relay, and its value.
+pub const RELAY_LABEL: (&str, &str) = ("relay", "yes");
 /// Bytes before a datagram inside a relay's frame.
 pub const RELAY_HEADER_BYTES: usize = 8;
 /// First byte of a relay's frame; the next three are zero, then the session's number follows, little-endian.
@@ -64,6 +67,13 @@ impl fmt::Display for Path {
             Some(session) => write!(f, "{} relay session {session}", self.to),
         }
     }
+}
+
+/// Returns whether labels make their device a relay.
+pub fn is_relay(labels: &Labels) -> bool {
+    let (key, value) = RELAY_LABEL;
+    let mut labels = labels.iter();
+    labels.any(|(k, v)| k.as_str() == key && v.as_str() == value)
 }
 
 /// Writes the bytes that stand before a datagram inside a relay's frame.

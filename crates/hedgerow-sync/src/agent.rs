@@ -6,7 +6,7 @@ use std::time::Duration;
 use hedgerow_model::Mono;
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::Event;
-use hedgerow_model::id::{Digest, Revision};
+use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::resource::{ResourceHead, ResourceKind, root_hash};
 use hedgerow_model::statement::{PeerQuery, X25519Public};
 use hedgerow_model::wire;
@@ -15,8 +15,8 @@ use crate::backoff::Dice;
 use crate::error::SessionError;
 use crate::frame::{Channel, FrameReader, MESSAGE_BYTES_MAX};
 use crate::message::{
-    Command, ENDPOINTS_MAX, EVENTS_MAX, Flows, HandUp, Hello, Renew, Renewed, ResolvedPeer, Stage,
-    ToAgent, ToController, Update, Verified, Welcome, cut,
+    Command, ENDPOINTS_MAX, EVENTS_MAX, Flows, HandUp, Hello, RELAYS_MAX, Renew, Renewed,
+    ResolvedPeer, Stage, ToAgent, ToController, Update, Verified, Welcome, cut,
 };
 use crate::outbox::Outbox;
 use crate::{CAPABILITY, CAPABILITY_MIN};
@@ -264,14 +264,21 @@ impl AgentSession {
         self.send(Channel::Command, &ToController::Resolve(id, query))
     }
 
-    /// Says where the mesh may reach this device; at most [`ENDPOINTS_MAX`], the rest is left out.
+    /// Says where the mesh may reach this device, and through which relays; at most [`ENDPOINTS_MAX`]
+    /// and [`RELAYS_MAX`], the rest is left out.
     ///
     /// # Errors
     ///
     /// When it cannot be taken now.
-    pub fn endpoints(&mut self, mut list: Vec<Underlay>) -> Result<(), NotSent> {
+    pub fn endpoints(
+        &mut self,
+        mut list: Vec<Underlay>,
+        mut relays: Vec<DeviceId>,
+    ) -> Result<(), NotSent> {
         list.truncate(ENDPOINTS_MAX);
-        self.send(Channel::Command, &ToController::Endpoints(list))
+        relays.truncate(RELAYS_MAX);
+        let message = ToController::Endpoints(list, Some(relays));
+        self.send(Channel::Command, &message)
     }
 
     /// Reports events from sequence number `first` on; at most [`EVENTS_MAX`], the rest is left out

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hedgerow_model::Mono;
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::Event;
-use hedgerow_model::id::{Digest, Revision};
+use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::resource::{RESOURCE_BYTES_MAX, ResourceHead, ResourceKind, root_hash};
 use hedgerow_model::statement::PeerQuery;
 use hedgerow_model::wire;
@@ -73,8 +73,8 @@ pub enum Output {
         /// Who is looked for.
         query: PeerQuery,
     },
-    /// Where the mesh may reach the device.
-    Endpoints(Vec<Underlay>),
+    /// Where the mesh may reach the device, and through which relays.
+    Endpoints(Vec<Underlay>, Vec<DeviceId>),
     /// Store them, then call [`ControllerSession::events_stored`].
     Events {
         /// Sequence number of the first.
@@ -415,7 +415,9 @@ impl ControllerSession {
             ToController::HandUp(statement) => Output::HandedUp(statement),
             ToController::Renew(request) => Output::Renew(request),
             ToController::Resolve(id, query) => Output::Resolve { id, query },
-            ToController::Endpoints(list) => Output::Endpoints(list),
+            ToController::Endpoints(list, relays) => {
+                Output::Endpoints(list, relays.unwrap_or_default())
+            }
             ToController::Events(first, events) => Output::Events { first, events },
             ToController::Flows(list) => Output::Flows(list),
             ToController::Leave => Output::Leave,

@@ -5,7 +5,7 @@
 
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{EVENT_DETAILS_MAX, Event};
-use hedgerow_model::id::{Digest, Revision};
+use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::packet::LiveFlow;
 use hedgerow_model::resource::{Resource, ResourceHead, ResourceKind};
 use hedgerow_model::statement::{PeerQuery, X25519Public};
@@ -16,6 +16,8 @@ use crate::error::SessionError;
 
 /// Most underlay endpoints that a device announces.
 pub const ENDPOINTS_MAX: usize = 16;
+/// Most relays in one list.
+pub const RELAYS_MAX: usize = 16;
 /// Most events in one message.
 pub const EVENTS_MAX: usize = 64;
 /// Longest reason, version or other text for people, in bytes.
@@ -166,7 +168,12 @@ pub enum ToController {
     Resolve(#[n(0)] u64, #[n(1)] PeerQuery),
     /// Where the mesh may reach this device now.
     #[n(7)]
-    Endpoints(#[n(0)] Vec<Underlay>),
+    Endpoints(
+        #[n(0)] Vec<Underlay>,
+        /// Relays it is registered with, the best first; at most [`RELAYS_MAX`].
+        #[n(1)]
+        Option<Vec<DeviceId>>,
+    ),
     /// What happened; the first has this sequence number, the others follow without a gap.
     #[n(8)]
     Events(#[n(0)] u64, #[n(1)] Vec<Event>),
@@ -262,6 +269,12 @@ pub struct ResolvedPeer {
     /// Where it may be reached.
     #[n(1)]
     pub endpoints: Vec<Underlay>,
+    /// Relays it is registered with, the best first; at most [`RELAYS_MAX`].
+    #[n(2)]
+    pub relays: Option<Vec<DeviceId>>,
+    /// Relays that the asking device may use, those of its site first; at most [`RELAYS_MAX`].
+    #[n(3)]
+    pub own_relays: Option<Vec<DeviceId>>,
 }
 
 /// An order that is not state.
@@ -324,6 +337,10 @@ pub enum ToAgent {
     Flows(#[n(0)] u64),
 }
 
+fn within_relays(relays: &Option<Vec<DeviceId>>) -> bool {
+    relays.as_ref().is_none_or(|list| list.len() <= RELAYS_MAX)
+}
+
 impl ToController {
     /// Returns the message's name, for logs.
     pub fn name(&self) -> &'static str {
@@ -335,7 +352,7 @@ impl ToController {
             Self::HandUp(_) => "hand-up",
             Self::Renew(_) => "renew",
             Self::Resolve(..) => "resolve",
-            Self::Endpoints(_) => "endpoints",
+            Self::Endpoints(..) => "endpoints",
             Self::Events(..) => "events",
             Self::Leave => "leave",
             Self::Bye => "bye",
@@ -359,7 +376,7 @@ impl ToController {
             Self::Ack(_, Stage::Rejected(_, reason)) => reason.len() <= TEXT_BYTES_MAX,
             Self::Repair(_, heads) => heads.len() <= ResourceKind::ALL.len(),
             Self::Renew(r) => r.csr.len() <= STATEMENT_BYTES_MAX,
-            Self::Endpoints(list) => list.len() <= ENDPOINTS_MAX,
+            Self::Endpoints(list, relays) => list.len() <= ENDPOINTS_MAX && within_relays(relays),
             Self::Flows(f) => f.flows.len() <= FLOWS_MAX,
             Self::Events(_, events) => {
                 events.len() <= EVENTS_MAX
@@ -415,7 +432,10 @@ impl ToAgent {
                     && r.ticket.len() <= STATEMENT_BYTES_MAX
             }
             Self::Resolved(_, Some(peer)) => {
-                peer.endpoints.len() <= ENDPOINTS_MAX && peer.ticket.len() <= STATEMENT_BYTES_MAX
+                peer.endpoints.len() <= ENDPOINTS_MAX
+                    && peer.ticket.len() <= STATEMENT_BYTES_MAX
+                    && within_relays(&peer.relays)
+                    && within_relays(&peer.own_relays)
             }
             Self::RenewRefused(_, text, _) | Self::Held(text) | Self::Bye(text) => {
                 text.len() <= TEXT_BYTES_MAX

@@ -1,9 +1,11 @@
 //! Doing what the state decided, and what sessions, rotation and people ask.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hedgerow_identity::certificate::{Purpose, check_leaf};
 use hedgerow_identity::rotation::Uplink;
+use hedgerow_linux::link::{self, Link};
 use hedgerow_linux::tunnel::{
     Command, Cut, PeerConfig, PresharedKey, PrivateKey, Report, Roaming, Secrecy, Slot, Tunnel,
     TunnelConfig,
@@ -33,6 +35,8 @@ use crate::state::{Step, ToTunnel};
 
 /// How soon the tunnel is told again what it had no room for.
 const ORDERS_AGAIN: Duration = Duration::from_millis(5);
+/// How often the addresses of the interfaces are looked at.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(3);
 /// How long a goodbye may take.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 /// Turns of the runtime in which the last answers leave the control socket.
@@ -102,6 +106,7 @@ impl Daemon {
                     self.state.handle_resolved(id, None, now);
                 }
             }
+            Step::Whereabouts => self.tell_whereabouts(),
             Step::BindKey => self.bind(now),
             Step::Remember(memory) => {
                 self.written("a peer", |s| s.store.write_memory(&memory));
@@ -404,6 +409,47 @@ impl Daemon {
         given.chain(seen).collect()
     }
 
+    /// Tells the controller where this device is reached, and through which relays.
+    pub(super) fn tell_whereabouts(&mut self) {
+        let mut endpoints = self.endpoints();
+        let (seen, relays) = self.state.whereabouts();
+        for endpoint in seen {
+            if !endpoints.contains(&endpoint) {
+                endpoints.push(endpoint);
+            }
+        }
+        if let Some(session) = self.session().filter(|s| s.is_open())
+            && let Err(error) = session.endpoints(endpoints, relays)
+        {
+            tracing::debug!(%error, "the controller is not told where this device is");
+        }
+    }
+
+    /// Looks which addresses this machine has, for the mesh.
+    pub(super) fn look_at_addresses(&mut self, now: Now) {
+        self.addresses_at = now.mono + ADDRESSES_EVERY;
+        let tunnel = Link::find(&self.config.interface).ok();
+        let found = match link::addresses(tunnel.as_ref()) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "addresses cannot be listed");
+                return;
+            }
+        };
+        let port = self
+            .tunnel
+            .as_ref()
+            .map_or(self.config.mesh_port, |t| t.port());
+        let given = self.config.endpoints.iter().copied();
+        let found = found.into_iter().map(|ip| SocketAddr::new(ip, port));
+        let all: Vec<Underlay> = given.chain(found).map(Underlay).collect();
+        if self.local_endpoints != all {
+            self.local_endpoints.clone_from(&all);
+            self.state.handle_local_addresses(all, now);
+            self.tell_whereabouts();
+        }
+    }
+
     /// Ends the connection and plans the next.
     pub(super) fn disconnect(&mut self, reason: &str) {
         self.end_connection(Unwelcome::Cut, reason);
@@ -692,7 +738,7 @@ fn command_for(order: ToTunnel) -> Command {
             endpoint,
             psk: None,
             secrecy: Secrecy::Classical,
-            roaming: Roaming::Follow,
+            roaming: Roaming::Report,
             keepalive: None,
         }),
         ToTunnel::Mesh(order) => command_of_mesh(order),

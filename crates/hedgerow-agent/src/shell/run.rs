@@ -14,7 +14,7 @@ use hedgerow_linux::service::Notifier;
 use hedgerow_linux::tunnel::TunnelHandle;
 use hedgerow_linux::{disk, nft, process, tunnel};
 use hedgerow_mesh::Mesh;
-use hedgerow_model::address::OverlayAddresses;
+use hedgerow_model::address::{OverlayAddresses, Underlay};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::ruleset::Askers;
 use hedgerow_model::{Mono, Now};
@@ -119,6 +119,8 @@ pub(crate) struct Daemon {
     pub(super) controllers: Vec<String>,
     pub(super) turn: usize,
     pub(super) local_address: Option<IpAddr>,
+    pub(super) local_endpoints: Vec<Underlay>,
+    pub(super) addresses_at: Mono,
     pub(super) rotation: Rotation,
     pub(super) renewal: Option<Renewal>,
     pub(super) preference: Preference,
@@ -196,7 +198,7 @@ fn open_store(store: Store, config: &Config, askers: Askers) -> Result<Opened, F
         trust,
         (&identities.current().ticket, identities.keys()),
         store.resources()?,
-        Mesh::new(entropy::bytes()),
+        mesh(config),
         (store.spool(config.spool_events_max), store.trial()),
     )
     .map_err(|e| damaged(e.to_string()))?;
@@ -213,6 +215,12 @@ fn open_store(store: Store, config: &Config, askers: Askers) -> Result<Opened, F
         state,
         controllers,
     })
+}
+
+fn mesh(config: &Config) -> Mesh {
+    let mut mesh = Mesh::new(entropy::bytes());
+    mesh.handle_mtu(config.mtu);
+    mesh
 }
 
 /// Returns what the configuration alone says of the device.
@@ -264,7 +272,7 @@ pub(crate) async fn run(config: Config) -> Result<End, Failure> {
             return Err(failure);
         }
         if let Some(end) = daemon.end {
-            return Ok(daemon.finish(end).await);
+            return Ok(Box::pin(daemon.finish(end)).await);
         }
         let wake = daemon.clock.instant(daemon.deadline().0);
         let input = tokio::select! {
@@ -361,6 +369,8 @@ impl Daemon {
             controllers: opened.controllers,
             turn: 0,
             local_address: None,
+            local_endpoints: Vec::new(),
+            addresses_at: now.mono,
             rotation,
             renewal: None,
             preference: Preference::default(),
@@ -510,6 +520,9 @@ impl Daemon {
             self.floor_at = now.mono + FLOOR_EVERY;
             self.written("trusted time", |s| s.store.write_floor(s.clock.floor()));
         }
+        if now.mono >= self.addresses_at {
+            self.look_at_addresses(now);
+        }
         if now.mono >= self.names_at {
             self.look_up_names(now);
         }
@@ -538,6 +551,7 @@ impl Daemon {
             (self.floor_at, "trusted time"),
             (self.names_at, "names"),
             (self.metrics_at, "metrics"),
+            (self.addresses_at, "addresses"),
         ]
         .into_iter()
         .min_by_key(|(at, _)| *at)

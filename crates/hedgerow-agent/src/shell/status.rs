@@ -8,6 +8,7 @@ use hedgerow_identity::clock::ClockState;
 use hedgerow_linux::nft::Ownership;
 use hedgerow_linux::process;
 use hedgerow_linux::tunnel::Command;
+use hedgerow_mesh::path::{RouteStatus, Standing};
 use hedgerow_mesh::{PeerStatus, Refusal};
 use hedgerow_model::Wall;
 use hedgerow_model::id::{DeviceId, Labels};
@@ -169,18 +170,27 @@ fn relay(path: &Path, peers: &[PeerStatus]) -> Option<String> {
     Some(found.map_or_else(|| path.to.to_string(), |p| format!("{}.{}", p.name, p.site)))
 }
 
-/// Lists the ways to a peer.
-fn routes(peer: &PeerStatus, peers: &[PeerStatus]) -> Vec<Value> {
-    let in_use = peer.endpoint.map(|path| {
+/// Lists the ways to a peer, the one in use first.
+fn routes(found: &[RouteStatus], peers: &[PeerStatus]) -> Vec<Value> {
+    let mut found: Vec<&RouteStatus> = found.iter().collect();
+    found.sort_by_key(|route| (!route.in_use, route.path));
+    let shown = found.iter().map(|route| {
         json!({
-            "address": path.to.to_string(),
-            "kind": kind(&path),
-            "relay": relay(&path, peers),
-            "in_use": true,
-            "state": if peer.in_session { "alive" } else { "resting" },
+            "address": route.path.to.to_string(),
+            "kind": kind(&route.path),
+            "relay": relay(&route.path, peers),
+            "in_use": route.in_use,
+            "state": match route.standing {
+                Standing::Fresh(_) => "fresh",
+                Standing::Alive => "alive",
+                Standing::Resting(_) => "resting",
+            },
+            "round_trip_seconds": route.round_trip.map(|d| d.as_secs_f64()),
+            "loss_ratio": f64::from(route.loss_permille) / 1000.0,
+            "mtu": route.mtu,
         })
     });
-    in_use.into_iter().collect()
+    shown.collect()
 }
 
 fn peers(daemon: &Daemon) -> Vec<Value> {
@@ -199,6 +209,8 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
         .iter()
         .map(|peer| {
             let seen = traffic.iter().find(|t| t.device == peer.device);
+            let known = daemon.state.routes(peer.device);
+            let used = known.iter().find(|r| r.in_use);
             json!({
                 "id": peer.device.to_string(),
                 "name": peer.name.as_str(),
@@ -209,7 +221,9 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
                 "path": peer.endpoint.map(|e| kind(&e)),
                 "address": peer.endpoint.map(|e| e.to.to_string()),
                 "relay": peer.endpoint.and_then(|e| relay(&e, &peers)),
-                "routes": routes(peer, &peers),
+                "routes": routes(&known, &peers),
+                "round_trip_seconds": used.and_then(|r| r.round_trip).map(|d| d.as_secs_f64()),
+                "loss_ratio": used.map(|r| f64::from(r.loss_permille) / 1000.0),
                 "session": peer.in_session,
                 "key": hexadecimal(&peer.wireguard_key.0),
                 "keys_overlap": peer.keys_overlap,

@@ -1,18 +1,20 @@
 //! Peers: what the mesh asks for, translated into steps for kernel, tunnel and disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use hedgerow_identity::Verified;
 use hedgerow_identity::standing::Standing;
 use hedgerow_linux::tunnel::{Rejection, Report};
-use hedgerow_mesh::{Admission, Output, Resolved, Session, Unreachable};
-use hedgerow_model::Now;
-use hedgerow_model::address::{Overlay, OverlayAddresses};
+use hedgerow_mesh::path::{RouteStatus, Why};
+use hedgerow_mesh::{Admission, Output, Refusal, Resolved, Session, Unreachable};
+use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Labels};
-use hedgerow_model::path::Path;
+use hedgerow_model::path::{Path, is_relay};
 use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::{PeerQuery, Ticket};
+use hedgerow_model::{Mono, Now};
 use hedgerow_policy::Facts;
 use hedgerow_sync::message::ResolvedPeer;
 
@@ -20,6 +22,12 @@ use super::{State, Step, ToTunnel};
 
 /// Most questions to the controller at once; a further one is answered with "unknown".
 const ASKED_MAX: usize = 256;
+/// With so many relays at home, others are asked for only now and then.
+const RELAYS_ENOUGH: usize = 2;
+/// How often the controller is asked for relays while one lacks.
+const RELAYS_SOON: Duration = Duration::from_secs(20);
+/// How often else.
+const RELAYS_LATER: Duration = Duration::from_secs(900);
 
 /// A peer that the policy was asked about.
 #[derive(Debug)]
@@ -38,6 +46,10 @@ pub(super) struct Peers {
     waiting: BTreeSet<DeviceId>,
     pub(super) asked: BTreeMap<u64, PeerQuery>,
     next_question: u64,
+    /// Through which relays this device is reached.
+    home_relays: Vec<DeviceId>,
+    /// When the controller is asked for relays again.
+    pub(super) relays_at: Mono,
 }
 
 impl Peer {
@@ -112,19 +124,16 @@ impl State {
                 from,
                 bytes,
             } => self.mesh.handle_message(device, from, &bytes, view),
+            Report::Heard { device, from } => self.mesh.handle_heard(device, from, view),
+            Report::Silent { device } => self.mesh.handle_silent(device, view),
+            Report::Active { device } => self.mesh.handle_active(device, view),
             Report::Established {
                 device, endpoint, ..
             }
-            | Report::Roamed { device, endpoint }
-            | Report::Heard {
-                device,
-                from: endpoint,
-            } => {
+            | Report::Roamed { device, endpoint } => {
                 self.mesh
                     .handle_session(device, Session::Established(endpoint), view);
             }
-            // The mesh does not choose this peer's path yet.
-            Report::Active { .. } | Report::Silent { .. } => {}
             Report::Idle { device } => self.mesh.handle_session(device, Session::Idle, view),
             Report::Unanswered { device } => {
                 self.mesh.handle_session(device, Session::Unanswered, view);
@@ -155,11 +164,16 @@ impl State {
         let Some(query) = self.peers.asked.remove(&id) else {
             return;
         };
+        let view = self.world.view(now);
+        let relays = peer.as_ref().and_then(|p| p.own_relays.as_deref());
+        self.mesh
+            .handle_relays_named(relays.unwrap_or_default(), view);
         let peer = peer.map(|p| Resolved {
             ticket: p.ticket,
             endpoints: p.endpoints,
+            relays: p.relays.unwrap_or_default(),
         });
-        self.mesh.handle_resolved(query, peer, self.world.view(now));
+        self.mesh.handle_resolved(query, peer, view);
         self.drain_mesh(now);
     }
 
@@ -214,24 +228,52 @@ impl State {
                     source,
                     device,
                     suppressed,
-                } => {
-                    let mut event = Event::new(now.wall, EventKind::IntroductionRefused)
-                        .detail("reason", reason)
-                        .detail("suppressed", suppressed);
-                    if let Some(source) = source {
-                        event = event.detail("source", source);
-                    }
-                    if let Some(device) = device {
-                        event = event.peer(device);
-                    }
-                    self.event(event);
+                } => self.refused(reason, (source, device), suppressed, now),
+                Output::PathChanged {
+                    device,
+                    from,
+                    to,
+                    why,
+                } => self.path_changed(device, (from, to), why, now),
+                Output::PathLost { device } => {
+                    self.event(Event::new(now.wall, EventKind::PathLost).peer(device));
                 }
+                Output::HomeRelays { relays } => self.home_relays_changed(relays, now),
                 Output::Remember(memory) => {
                     self.steps.push_back(Step::Remember(Box::new(memory)));
                 }
                 Output::Forget(device) => self.steps.push_back(Step::Forget(device)),
             }
         }
+    }
+
+    fn refused(
+        &mut self,
+        reason: Refusal,
+        (source, device): (Option<Path>, Option<DeviceId>),
+        suppressed: u64,
+        now: Now,
+    ) {
+        let mut event = Event::new(now.wall, EventKind::IntroductionRefused)
+            .detail("reason", reason)
+            .detail("suppressed", suppressed);
+        if let Some(source) = source {
+            event = event.detail("source", source);
+        }
+        if let Some(device) = device {
+            event = event.peer(device);
+        }
+        self.event(event);
+    }
+
+    fn path_changed(&mut self, device: DeviceId, (from, to): (Path, Path), why: Why, now: Now) {
+        self.event(
+            Event::new(now.wall, EventKind::PathChanged)
+                .peer(device)
+                .detail("from", from)
+                .detail("to", to)
+                .detail("reason", why.as_str()),
+        );
     }
 
     fn ask(&mut self, query: PeerQuery, now: Now) {
@@ -251,7 +293,8 @@ impl State {
         let facts = Facts::from(&**ticket);
         let state = self.world.standing.state(device);
         let profile = self.profile_of(&facts.in_state(state), now);
-        let Some(profile) = profile.filter(|p| !p.is_closed()) else {
+        let profile = profile.filter(|p| !p.is_closed() || self.is_for_relay(ticket));
+        let Some(profile) = profile else {
             tracing::debug!(%device, labels = %ticket.labels, "policy grants nothing");
             self.peers.remove(device);
             let view = self.world.view(now);
@@ -269,6 +312,68 @@ impl State {
             }
             None => self.refresh(now),
         }
+    }
+
+    /// Returns whether this device and another talk as relay and guest: they are peers whatever policy
+    /// grants, and what it does not grant does not pass.
+    fn is_for_relay(&self, ticket: &Ticket) -> bool {
+        is_relay(&ticket.labels) || is_relay(&self.world.ticket.labels)
+    }
+
+    fn home_relays_changed(&mut self, relays: Vec<DeviceId>, now: Now) {
+        let gone: Vec<DeviceId> = self
+            .peers
+            .home_relays
+            .iter()
+            .filter(|relay| !relays.contains(relay))
+            .copied()
+            .collect();
+        for relay in gone {
+            self.event(Event::new(now.wall, EventKind::RelayLeft).peer(relay));
+        }
+        let new: Vec<DeviceId> = relays
+            .iter()
+            .filter(|relay| !self.peers.home_relays.contains(relay))
+            .copied()
+            .collect();
+        for relay in new {
+            self.event(Event::new(now.wall, EventKind::RelayJoined).peer(relay));
+        }
+        self.peers.home_relays = relays;
+        self.steps.push_back(Step::Whereabouts);
+    }
+
+    /// Asks the controller about this device itself, which tells the relays that there are.
+    pub(super) fn ask_for_relays(&mut self, now: Now) {
+        if now.mono < self.peers.relays_at || !matches!(self.uplink, super::Uplink::Up(_)) {
+            return;
+        }
+        let lacks = self.peers.home_relays.len() < RELAYS_ENOUGH;
+        let again = if lacks { RELAYS_SOON } else { RELAYS_LATER };
+        self.peers.relays_at = now.mono + again;
+        let id = self.peers.next_question;
+        self.peers.next_question = id.wrapping_add(1);
+        let query = PeerQuery::Device(self.world.ticket.id);
+        self.peers.asked.insert(id, query);
+        self.steps.push_back(Step::Resolve(id, query));
+    }
+
+    /// Takes the addresses of this machine's interfaces, the mesh's port with them.
+    pub(crate) fn handle_local_addresses(&mut self, addresses: Vec<Underlay>, now: Now) {
+        let pools = self.pools();
+        let view = self.world.view(now);
+        self.mesh.handle_local_addresses(addresses, &pools, view);
+        self.drain_mesh(now);
+    }
+
+    /// Returns where others may reach this device, and through which relays.
+    pub(crate) fn whereabouts(&self) -> (Vec<Underlay>, Vec<DeviceId>) {
+        (self.mesh.own_candidates(), self.peers.home_relays.clone())
+    }
+
+    /// Returns every route to a peer.
+    pub(crate) fn routes(&self, device: DeviceId) -> Vec<RouteStatus> {
+        self.mesh.routes(device)
     }
 
     /// An address that is not the peer's any more leads nowhere: it may soon be another's.
@@ -340,10 +445,15 @@ impl State {
     /// nothing any more go.
     pub(super) fn reconsider(&mut self, now: Now) {
         self.mesh.handle_policy_changed();
+        let may_stay = |device: &DeviceId, profile: Option<Profile>| {
+            let peer = self.peers.known.get(device);
+            let for_relay = peer.is_some_and(|p| self.is_for_relay(&p.ticket));
+            profile.is_some_and(|p| for_relay || !p.is_closed())
+        };
         let closed: Vec<DeviceId> = self
             .facts()
             .into_iter()
-            .filter(|(_, facts)| self.profile_of(facts, now).is_none_or(|p| p.is_closed()))
+            .filter(|(device, facts)| !may_stay(device, self.profile_of(facts, now)))
             .map(|(device, _)| device)
             .collect();
         for device in closed {

@@ -396,7 +396,7 @@ impl Agent {
                 | Output::Rejected { .. }
                 | Output::Repaired
                 | Output::HandedUp(_)
-                | Output::Endpoints(_)
+                | Output::Endpoints(..)
                 | Output::Events { .. }
                 | Output::Flows(_)
                 | Output::Leave => Ok(()),
@@ -431,8 +431,11 @@ impl Agent {
             Output::HandedUp(statement) => self.handed_up(statement).await,
             Output::Renew(request) => self.renew(request).await,
             Output::Resolve { id, query } => self.resolve(id, query),
-            Output::Endpoints(list) => {
-                self.control.hub.with(self.device, |s| s.endpoints = list);
+            Output::Endpoints(list, relays) => {
+                self.control.hub.with(self.device, |s| {
+                    s.endpoints = list;
+                    s.relays = relays;
+                });
                 Ok(())
             }
             Output::Events { first, events } => self.events(first, events).await,

@@ -5,9 +5,10 @@ use std::time::Duration;
 use hedgerow_identity::csr;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
+use hedgerow_model::path::is_relay;
 use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::statement::PeerQuery;
-use hedgerow_sync::message::{HandUp, LEFT, Renew, Renewed, ResolvedPeer};
+use hedgerow_sync::message::{HandUp, LEFT, RELAYS_MAX, Renew, Renewed, ResolvedPeer};
 use tokio::sync::oneshot;
 
 use super::{Agent, End, Standing};
@@ -16,6 +17,8 @@ use crate::hub::{Counters, dirty};
 use crate::journal::Note;
 use crate::refusal::Kind;
 use crate::service::devices::Ending;
+use crate::snapshot::Snapshot;
+use crate::store::devices::DeviceRecord;
 
 /// How long an agent waits that could not be given a certificate for lack of room, and up to as
 /// much again.
@@ -166,14 +169,29 @@ impl Agent {
         }
         let own = snapshot.device(self.device);
         let peer = match (own, snapshot.resolve(&query)) {
+            // A device that asks for itself learns where it is seen, and which relays there are.
+            (Some(own), Some(peer)) if own.id == peer.id => Some(peer),
+            // Everybody may use a relay, whatever the policy grants.
+            (Some(own), Some(peer)) if is_relay(&own.labels) || is_relay(&peer.labels) => {
+                Some(peer)
+            }
             (Some(own), Some(peer)) if self.control.may_meet(&snapshot, own, peer, now)? => {
                 Some(peer)
             }
             _ => None,
         };
-        let peer = peer.map(|d| ResolvedPeer {
-            ticket: d.ticket.clone(),
-            endpoints: self.control.hub.with(d.id, |s| s.endpoints.clone()),
+        let own_relays = own.map(|own| relays_for(&snapshot, own));
+        let peer = peer.map(|d| {
+            let (endpoints, relays) = self
+                .control
+                .hub
+                .with(d.id, |s| (s.endpoints.clone(), s.relays.clone()));
+            ResolvedPeer {
+                ticket: d.ticket.clone(),
+                endpoints,
+                relays: Some(relays),
+                own_relays,
+            }
         });
         Ok(self.session.resolved(id, peer)?)
     }
@@ -214,6 +232,16 @@ impl Agent {
         self.session.bye(LEFT);
         Ok(())
     }
+}
+
+/// Returns the relays that a device may use: those of its site first.
+fn relays_for(snapshot: &Snapshot, own: &DeviceRecord) -> Vec<DeviceId> {
+    let relays = snapshot
+        .relays()
+        .filter(|relay| relay.id != own.id && relay.ended.is_none());
+    let (mut near, far): (Vec<_>, Vec<_>) = relays.partition(|relay| relay.site == own.site);
+    near.extend(far);
+    near.iter().take(RELAYS_MAX).map(|relay| relay.id).collect()
 }
 
 /// Who reports is proven by the connection, whatever the event says; whom it names is the other party.

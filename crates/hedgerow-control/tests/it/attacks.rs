@@ -42,7 +42,7 @@ fn with_expired_devices() -> (Central, Device, Device) {
 fn gets_only_renewal(central: &Central, a: &mut Uplink<'_>, other: &Device) {
     let elsewhere = "192.0.2.66:7117".parse().unwrap();
     a.session
-        .endpoints(vec![hedgerow_model::address::Underlay(elsewhere)])
+        .endpoints(vec![hedgerow_model::address::Underlay(elsewhere)], vec![])
         .unwrap();
     assert!(!a.resolves(other.id));
     a.session.leave().unwrap();

@@ -295,12 +295,15 @@ fn labels_states_and_revocation_reach_connected_agents() {
     let (id, address) = (a.device.id, a.device.address());
 
     a.session
-        .endpoints(vec![
-            "192.0.2.1:7117"
-                .parse()
-                .map(hedgerow_model::address::Underlay)
-                .unwrap(),
-        ])
+        .endpoints(
+            vec![
+                "192.0.2.1:7117"
+                    .parse()
+                    .map(hedgerow_model::address::Underlay)
+                    .unwrap(),
+            ],
+            vec![],
+        )
         .unwrap();
     a.settle(Duration::from_millis(200));
     b.session

@@ -158,6 +158,7 @@ fn converse(
                     let answer = Resolved {
                         ticket: target.ticket.clone(),
                         endpoints,
+                        relays: vec![],
                     };
                     mesh.handle_resolved(query, Some(answer), view);
                 }
@@ -171,6 +172,9 @@ fn converse(
                 | Output::Reject { .. }
                 | Output::RemovePeer { .. }
                 | Output::Tunnel(_)
+                | Output::PathChanged { .. }
+                | Output::PathLost { .. }
+                | Output::HomeRelays { .. }
                 | Output::Refused { .. }
                 | Output::Remember(_)
                 | Output::Forget(_) => {}

@@ -320,6 +320,9 @@ impl Node {
                 | Output::Release { .. }
                 | Output::Reject { .. }
                 | Output::RemovePeer { .. }
+                | Output::PathChanged { .. }
+                | Output::PathLost { .. }
+                | Output::HomeRelays { .. }
                 | Output::Refused { .. }) => {
                     commands(output)
                         .into_iter()
@@ -379,7 +382,7 @@ fn commands(output: Output) -> Vec<Command> {
                 endpoint,
                 psk: None,
                 secrecy: Secrecy::Classical,
-                roaming: Roaming::Follow,
+                roaming: Roaming::Report,
                 keepalive: None,
             });
             // Who knows where the other is speaks first: the other may not know where we are.
@@ -411,6 +414,9 @@ fn commands(output: Output) -> Vec<Command> {
         Output::RemovePeer { device, .. } => vec![Command::RemovePeer { device }],
         Output::Resolve { .. }
         | Output::Admit { .. }
+        | Output::PathChanged { .. }
+        | Output::PathLost { .. }
+        | Output::HomeRelays { .. }
         | Output::Refused { .. }
         | Output::Remember(_)
         | Output::Forget(_) => Vec::new(),
@@ -458,11 +464,7 @@ fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
         Report::Established {
             device, endpoint, ..
         }
-        | Report::Roamed { device, endpoint }
-        | Report::Heard {
-            device,
-            from: endpoint,
-        } => {
+        | Report::Roamed { device, endpoint } => {
             mesh.handle_session(device, Session::Established(endpoint), view);
         }
         Report::Idle { device } => mesh.handle_session(device, Session::Idle, view),
@@ -470,11 +472,10 @@ fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
         Report::HandshakeFromUnknown { public_key, .. } => {
             mesh.handle_unknown_handshake(public_key, view);
         }
-        Report::Active { .. }
-        | Report::Silent { .. }
-        | Report::Spoofed { .. }
-        | Report::PeerRefused { .. }
-        | Report::Stopped { .. } => {}
+        Report::Heard { device, from } => mesh.handle_heard(device, from, view),
+        Report::Active { device } => mesh.handle_active(device, view),
+        Report::Silent { device } => mesh.handle_silent(device, view),
+        Report::Spoofed { .. } | Report::PeerRefused { .. } | Report::Stopped { .. } => {}
     }
 }
 

@@ -307,6 +307,7 @@ impl World {
             (!self.controller.revoked.contains(&device.id)).then(|| Resolved {
                 ticket: device.ticket.clone(),
                 endpoints: vec![*endpoint],
+                relays: Vec::new(),
             })
         });
         let after = match self.is_connected(node) {

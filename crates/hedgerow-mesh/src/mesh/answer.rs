@@ -16,7 +16,7 @@ use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{Binding, Ticket, X25519Public};
 
 use super::ask::{age, same_facts};
-use super::{ANSWER_WITHIN, ANSWERING_MAX, CLOCK_AHEAD_MAX, HEARD_MAX, Mesh, Refused, Timer, View};
+use super::{ANSWER_WITHIN, ANSWERING_MAX, CLOCK_AHEAD_MAX, Mesh, Refused, Timer, View};
 use crate::budget::Spent;
 use crate::introduction::{self, Answer, Ask, IntroductionSecret, MARK_LABEL, Outer, PROLOGUE};
 use crate::noise::{Opening, Responder};
@@ -140,9 +140,9 @@ impl Mesh {
         if !plausible(timestamp_ms) {
             return Err((Refusal::ClockAhead, None));
         }
-        let last = self.heard.get(&key).filter(|ms| plausible(**ms));
+        let last = self.heard.get(&key).filter(|ms| plausible(*ms));
         match last {
-            Some(last) if timestamp_ms <= *last => Err((Refusal::Replayed, None)),
+            Some(last) if timestamp_ms <= last => Err((Refusal::Replayed, None)),
             Some(_) | None => Ok(()),
         }
     }
@@ -177,21 +177,11 @@ impl Mesh {
     }
 
     pub(super) fn heard(&mut self, key: X25519Public, timestamp_ms: u64) {
-        if self.heard.len() >= HEARD_MAX && !self.heard.contains_key(&key) {
-            let oldest = self
-                .heard
-                .iter()
-                .min_by_key(|(_, ms)| **ms)
-                .map(|(key, _)| *key);
-            if let Some(oldest) = oldest {
-                self.heard.remove(&oldest);
-            }
-        }
-        self.heard.insert(key, timestamp_ms);
+        self.heard.put(key, timestamp_ms);
     }
 
     pub(super) fn heard_from(&self, key: &X25519Public) -> u64 {
-        self.heard.get(key).copied().unwrap_or(0)
+        self.heard.get(key).unwrap_or(0)
     }
 
     pub(super) fn end_answering(&mut self, device: DeviceId) -> Option<Answering> {

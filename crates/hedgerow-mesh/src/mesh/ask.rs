@@ -13,12 +13,13 @@ use hedgerow_model::{Mono, Wall};
 use x25519_dalek::PublicKey;
 
 use super::{
-    ANSWER_WITHIN, ASKING_MAX, LOOKUPS_MAX, Mesh, REJOIN_MAX, Refused, Resolved, Timer, View,
+    ANSWER_WITHIN, ASKING_MAX, LOOKUPS_MAX, Mesh, REJOIN_MAX, Refused, Resolved, Timer, View, Ways,
 };
 use crate::introduction::{self, Answer, Ask, MARK_LABEL, Outer, PROLOGUE};
 use crate::memory::{ENDPOINTS_MAX, Memory};
 use crate::noise::Initiator;
 use crate::output::{Output, Refusal, Unreachable};
+use crate::path::RELAYS_MAX;
 
 /// How often a device is asked before we give up.
 const ATTEMPTS_MAX: u32 = 5;
@@ -26,6 +27,12 @@ const ATTEMPTS_MAX: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How many endpoints one attempt tries.
 const CANDIDATES_MAX: usize = 4;
+/// Most ways, direct and relayed, that one introduction goes.
+const WAYS_MAX: usize = ENDPOINTS_MAX + 8;
+/// How often an introduction without a way waits for a relay.
+const WAITS_MAX: u32 = 6;
+/// How long it waits at a time.
+const WAIT_FOR_RELAY: Duration = Duration::from_millis(500);
 /// After this many attempts at remembered endpoints we ask for newer ones as well.
 const ATTEMPTS_FROM_MEMORY: u32 = 2;
 /// Over how long the introductions after a restart are spread.
@@ -38,6 +45,8 @@ pub(super) struct Asking {
     pending: BTreeMap<DeviceId, Pending>,
     marks: BTreeMap<[u8; 16], DeviceId>,
     last_timestamp_ms: u64,
+    /// Which introduction the packets for an address wait for.
+    wanted: BTreeMap<Overlay, DeviceId>,
 }
 
 /// One device that we are introducing ourselves to.
@@ -48,6 +57,10 @@ struct Pending {
     wanted: BTreeSet<Overlay>,
     stage: Stage,
     attempts: Vec<Attempt>,
+    /// The bytes of the last attempt, for ways that become known after it.
+    last: Vec<u8>,
+    /// How often nothing was sent because no way was known yet.
+    waits: u32,
 }
 
 enum Stage {
@@ -94,8 +107,23 @@ impl Asking {
         self.lookups.remove(&query)
     }
 
+    pub(super) fn is_looking_up(&self, query: PeerQuery) -> bool {
+        self.lookups.contains(&query)
+    }
+
+    /// Lets packets for an address wait for an introduction under way.
+    fn want(&mut self, device: DeviceId, address: Option<Overlay>) {
+        if let (Some(address), Some(pending)) = (address, self.pending.get_mut(&device)) {
+            pending.wanted.insert(address);
+            self.wanted.insert(address, device);
+        }
+    }
+
     fn end(&mut self, device: DeviceId) -> Option<Pending> {
         let pending = self.pending.remove(&device)?;
+        for address in &pending.wanted {
+            self.wanted.remove(address);
+        }
         for attempt in &pending.attempts {
             self.marks.remove(&attempt.mark);
         }
@@ -109,11 +137,7 @@ impl Asking {
     }
 
     fn waits_for(&self, address: Overlay) -> bool {
-        self.lookups.contains(&PeerQuery::Address(address))
-            || self
-                .pending
-                .values()
-                .any(|pending| pending.wanted.contains(&address))
+        self.lookups.contains(&PeerQuery::Address(address)) || self.wanted.contains_key(&address)
     }
 }
 
@@ -126,10 +150,10 @@ impl Mesh {
         let remembered = self.memories.by_address(address).cloned();
         let believed = remembered.and_then(|memory| self.believe(memory, view));
         match believed {
-            Some((ticket, endpoints)) if !endpoints.is_empty() => {
+            Some((ticket, endpoints)) if !endpoints.is_empty() || self.has_relay_for(ticket.id) => {
                 self.ask(ticket, endpoints, Some(address), view);
             }
-            Some(_) | None => self.look_up(PeerQuery::Address(address), view.now.mono),
+            Some(_) | None => self.look_up(PeerQuery::Address(address), view),
         }
     }
 
@@ -139,7 +163,10 @@ impl Mesh {
             .trust
             .verify_ticket(&memory.ticket, view.standing, view.now)
         {
-            Ok(ticket) if ticket.id == memory.device => Some((ticket, paths(memory.endpoints))),
+            Ok(ticket) if ticket.id == memory.device => {
+                self.note_relay(&ticket, view);
+                Some((ticket, paths(memory.endpoints)))
+            }
             Ok(_) | Err(_) => {
                 self.forget(memory.device);
                 None
@@ -147,7 +174,8 @@ impl Mesh {
         }
     }
 
-    fn look_up(&mut self, query: PeerQuery, now: Mono) {
+    pub(super) fn look_up(&mut self, query: PeerQuery, view: View<'_>) {
+        let now = view.now.mono;
         if self.asking.lookups.len() >= LOOKUPS_MAX {
             self.unresolved(query, Unreachable::Busy, now);
             return;
@@ -162,8 +190,71 @@ impl Mesh {
         match query {
             PeerQuery::Address(address) => self.reject_for_a_while(address, reason, now),
             // Asked beside attempts that go on by themselves.
-            PeerQuery::Device(_) => {}
+            PeerQuery::Device(device) => {
+                self.wanted_devices.remove(&device);
+            }
         }
+    }
+
+    pub(super) fn end_lookup(&mut self, query: PeerQuery) {
+        self.timers.clear(Timer::Lookup(query));
+        self.asking.end_lookup(query);
+        self.ways.lookups.end(query);
+    }
+
+    /// The controller could not tell: relays may.
+    pub(super) fn ask_relays(&mut self, query: PeerQuery, now: Mono) {
+        self.timers.clear(Timer::Lookup(query));
+        let Ways {
+            lookups, client, ..
+        } = &mut self.ways;
+        let home = client.home().iter().copied();
+        let others = client.reachable().filter(|r| !client.home().contains(r));
+        let about = |relay: &DeviceId| query != PeerQuery::Device(*relay);
+        lookups.handle_question(query, home.chain(others).filter(about), now);
+    }
+
+    /// Takes a relay's answer. One that does not verify leaves the question to the others.
+    pub(super) fn resolved_by_relay(
+        &mut self,
+        query: PeerQuery,
+        resolved: Resolved,
+        view: View<'_>,
+    ) {
+        if !self.asking.is_looking_up(query) {
+            return;
+        }
+        self.counts.work.signatures += 1;
+        let ticket = view
+            .trust
+            .verify_ticket(&resolved.ticket, view.standing, view.now);
+        let fits = ticket.as_ref().is_ok_and(|ticket| match query {
+            PeerQuery::Device(device) => ticket.id == device,
+            PeerQuery::Address(address) => ticket.addresses.contains(address),
+        });
+        if fits {
+            self.end_lookup(query);
+            self.resolved(query, resolved, view);
+            return;
+        }
+        let reason = ticket.map_or_else(|e| Refusal::from(&e), |_| Refusal::OtherDevice);
+        self.refuse(reason, None, None, view.now.mono);
+        if !self.ways.lookups.is_open(query) {
+            self.nobody_knows(query, view);
+        }
+    }
+
+    pub(super) fn nobody_knows(&mut self, query: PeerQuery, view: View<'_>) {
+        if self.asking.is_looking_up(query) {
+            self.end_lookup(query);
+            self.unresolved(query, Unreachable::Unresolved, view.now.mono);
+        }
+    }
+
+    /// Returns whether a relay might lead to a device.
+    fn has_relay_for(&self, device: DeviceId) -> bool {
+        !self.ways.client.paths_to(device).is_empty()
+            || (!self.ways.client.home().is_empty() && !self.home_relays_of(device).is_empty())
     }
 
     pub(super) fn resolved(&mut self, query: PeerQuery, resolved: Resolved, view: View<'_>) {
@@ -192,12 +283,24 @@ impl Mesh {
             self.unresolved(query, Unreachable::Refused, now);
             return;
         }
-        // A question beside attempts that have ended meanwhile.
-        if wanted.is_none() && !self.asking.is_asking(ticket.id) {
-            return;
+        self.note_relay(&ticket, view);
+        let device = ticket.id;
+        let is_wanted = self.wanted_devices.remove(&device);
+        let mut relays = resolved.relays;
+        relays.truncate(RELAYS_MAX);
+        if !self.ways.client.knows(device) {
+            self.ways.client.handle_want(device, &relays, now);
         }
         let mut endpoints = paths(resolved.endpoints);
         endpoints.truncate(ENDPOINTS_MAX);
+        if self.ways.paths.in_use(device).is_some() {
+            self.ways.paths.handle_known(device, &endpoints, now);
+        }
+        // A question beside attempts that have ended meanwhile.
+        if wanted.is_none() && !is_wanted && !self.asking.is_asking(device) {
+            return;
+        }
+        endpoints.extend(self.ways.client.paths_to(device));
         self.ask(ticket, endpoints, wanted, view);
     }
 
@@ -211,8 +314,9 @@ impl Mesh {
     ) {
         let device = ticket.id;
         if let Some(pending) = self.asking.pending.get_mut(&device) {
-            pending.wanted.extend(wanted);
-            if pending.learn(&ticket, endpoints) {
+            let news = pending.learn(&ticket, endpoints);
+            self.asking.want(device, wanted);
+            if news {
                 self.timers
                     .set(Timer::Ask(device), view.now.mono + ANSWER_WITHIN);
                 self.output.push_back(Output::Admit { device, ticket });
@@ -232,15 +336,18 @@ impl Mesh {
         let pending = Pending {
             ticket: ticket.clone(),
             endpoints,
-            wanted: wanted.into_iter().collect(),
+            wanted: BTreeSet::new(),
             stage: if known {
                 Stage::Asking
             } else {
                 Stage::Admission
             },
             attempts: Vec::new(),
+            last: Vec::new(),
+            waits: 0,
         };
         self.asking.pending.insert(device, pending);
+        self.asking.want(device, wanted);
         if known {
             self.ask_again(device, view);
         } else {
@@ -286,10 +393,26 @@ impl Mesh {
     /// Sends the next attempt, or gives up.
     pub(super) fn ask_again(&mut self, device: DeviceId, view: View<'_>) {
         let now = view.now.mono;
-        let Some(pending) = self.asking.pending.get(&device) else {
+        let Some(pending) = self.asking.pending.get_mut(&device) else {
             return;
         };
         let made = u32::try_from(pending.attempts.len()).unwrap_or(u32::MAX);
+        let is_first = made == 0 && pending.waits == 0;
+        let is_asking = matches!(pending.stage, Stage::Asking);
+        if is_asking && is_first && !self.ways.client.knows(device) {
+            let hints = self.home_relays_of(device);
+            self.ways.client.handle_want(device, &hints, now);
+        }
+        let Some(pending) = self.asking.pending.get_mut(&device) else {
+            return;
+        };
+        // A relay may lead there, and has not answered yet.
+        let relays = !self.ways.client.home().is_empty();
+        if is_asking && pending.endpoints.is_empty() && relays && pending.waits < WAITS_MAX {
+            pending.waits += 1;
+            self.timers.set(Timer::Ask(device), now + WAIT_FOR_RELAY);
+            return;
+        }
         let reason = match pending.stage {
             Stage::Admission | Stage::Installing(_) => Some(Unreachable::Busy),
             Stage::Asking if pending.endpoints.is_empty() => Some(Unreachable::NoEndpoint),
@@ -301,7 +424,7 @@ impl Mesh {
             return;
         }
         if made == ATTEMPTS_FROM_MEMORY {
-            self.look_up(PeerQuery::Device(device), now);
+            self.look_up(PeerQuery::Device(device), view);
         }
         if self.send_attempt(device, view).is_none() {
             self.give_up(device, Unreachable::NotReady, now);
@@ -309,6 +432,28 @@ impl Mesh {
         }
         let pause = self.random.jitter(FIRST_PAUSE * 2u32.saturating_pow(made));
         self.timers.set(Timer::Ask(device), now + pause);
+    }
+
+    /// Asks by a way that became known while an introduction is under way: at once, with the attempt
+    /// that the other ways already have.
+    pub(super) fn ask_by(&mut self, device: DeviceId, path: Path) {
+        let Some(pending) = self.asking.pending.get_mut(&device) else {
+            return;
+        };
+        if pending.endpoints.contains(&path) || pending.endpoints.len() >= WAYS_MAX {
+            return;
+        }
+        pending.endpoints.push(path);
+        if !matches!(pending.stage, Stage::Asking) {
+            return;
+        }
+        if pending.last.is_empty() {
+            // Nothing was sent, because no way was known: the timer is due now.
+            self.timers.set(Timer::Ask(device), Mono::ZERO);
+            return;
+        }
+        let bytes = pending.last.clone();
+        self.output.push_back(Output::Send { to: path, bytes });
     }
 
     /// Seals one question and sends it to the first candidates. Each attempt has its own key and
@@ -339,9 +484,13 @@ impl Mesh {
         });
         self.counts.work.agreements += 2;
         let bytes = introduction::introduce(&responder, &noise);
-        let candidates = pending.endpoints.iter().take(CANDIDATES_MAX);
+        pending.last.clone_from(&bytes);
+        let (direct, relayed): (Vec<Path>, Vec<Path>) =
+            pending.endpoints.iter().partition(|path| path.is_direct());
+        let direct = direct.into_iter().take(CANDIDATES_MAX);
+        let candidates = direct.chain(relayed);
         self.output.extend(candidates.map(|to| Output::Send {
-            to: *to,
+            to,
             bytes: bytes.clone(),
         }));
         Some(())
@@ -355,6 +504,9 @@ impl Mesh {
         };
         for address in pending.wanted {
             self.reject_for_a_while(address, reason, now);
+        }
+        if self.ways.paths.in_use(device).is_none() {
+            self.ways.client.handle_unwanted(device);
         }
         self.introduce_later(device, now);
     }
@@ -483,7 +635,7 @@ impl Mesh {
             return;
         };
         for address in pending.wanted {
-            self.unreachable.remove(&address);
+            self.unreachable.remove(address);
             let holds = self.peers.at_address(address) == Some(device);
             self.output.push_back(match holds {
                 true => Output::Release { address },
@@ -517,7 +669,7 @@ impl Pending {
             self.endpoints.retain(|known| *known != endpoint);
             self.endpoints.insert(0, endpoint);
         }
-        self.endpoints.truncate(ENDPOINTS_MAX);
+        self.endpoints.truncate(WAYS_MAX);
         if age(ticket) <= age(&self.ticket) {
             return false;
         }

@@ -41,7 +41,7 @@ impl Mesh {
     ) -> Result<(), Refusal> {
         let device = ticket.id;
         self.check_claims(&ticket, &binding, view.now)?;
-        self.make_room(device)?;
+        self.make_room(device, view.now.mono)?;
         let state = view.standing.state(device);
         let now = view.now.mono;
         let before = self.peers.remove(device);
@@ -67,11 +67,17 @@ impl Mesh {
             introduce_at: None,
             introduced_at: now,
             state,
+            relays: before.map(|peer| peer.relays).unwrap_or_default(),
         };
         self.remember_peer(&peer, endpoint.filter(|_| is_new), true);
+        let ticket = peer.ticket.clone();
         self.peers.insert(peer);
-        if !unchanged {
-            self.set_peer(device, endpoint.filter(|_| is_new));
+        self.note_relay(&ticket, view);
+        // A peer without a session is tried where it answered.
+        let is_lost = !is_new && self.ways.paths.in_use(device).is_none();
+        let try_at = endpoint.filter(|_| is_new || is_lost);
+        if !unchanged || (is_lost && try_at.is_some()) {
+            self.set_peer(device, try_at);
         }
         self.plan(device, view.now);
         Ok(())
@@ -115,12 +121,12 @@ impl Mesh {
         Ok(())
     }
 
-    fn make_room(&mut self, device: DeviceId) -> Result<(), Refusal> {
+    fn make_room(&mut self, device: DeviceId, now: Mono) -> Result<(), Refusal> {
         if self.peers.len() < PEERS_MAX || self.peers.get(device).is_some() {
             return Ok(());
         }
         let idle = self.peers.most_idle().ok_or(Refusal::Busy)?;
-        self.remove_peer(idle, Removal::Displaced);
+        self.remove_peer(idle, Removal::Displaced, now);
         Ok(())
     }
 
@@ -150,6 +156,10 @@ impl Mesh {
                 .unwrap_or_default(),
             heard_ms: self.heard_from(&peer.ticket.introduction_key),
             live,
+            relays: match peer.relays.is_empty() {
+                true => before.and_then(|memory| memory.relays.clone()),
+                false => Some(peer.relays.clone()),
+            },
         };
         if let Some(Path { to, relay: None }) = endpoint {
             memory.found_at(to);
@@ -160,11 +170,12 @@ impl Mesh {
     }
 
     /// Removes a peer; its removal stands before everything else that is to do.
-    pub(super) fn remove_peer(&mut self, device: DeviceId, reason: Removal) {
+    pub(super) fn remove_peer(&mut self, device: DeviceId, reason: Removal, now: Mono) {
         let Some(peer) = self.peers.remove(device) else {
             return;
         };
         self.timers.clear(Timer::Peer(device));
+        self.way_removed(device, now);
         match reason {
             Removal::Idle | Removal::Displaced | Removal::Unanswered => {
                 self.memories.keep_key(peer.binding.wireguard_key, device);
@@ -192,27 +203,49 @@ impl Mesh {
         let Some(peer) = self.peers.get_mut(device) else {
             return;
         };
-        peer.idle_since = None;
         peer.endpoint = Some(endpoint);
         let stale = self.own.as_ref().is_some_and(|own| own.shown != peer.shown);
         if stale && peer.introduce_at.is_none() {
             peer.introduce_at = Some(view.now.mono + self.random.up_to(TELL_SPREAD));
         }
+        self.peers.set_idle_since(device, None);
+        self.peer_found_at(device, endpoint);
+        self.plan(device, view.now);
+        self.way_established(device, endpoint, view);
+    }
+
+    /// Notes where a peer is.
+    pub(super) fn peer_found_at(&mut self, device: DeviceId, path: Path) {
+        if let Some(peer) = self.peers.get_mut(device) {
+            peer.endpoint = Some(path);
+        }
         if let Some(memory) = self.memories.get(device) {
             let mut memory = memory.clone();
-            let moved = endpoint.is_direct() && memory.found_at(endpoint.to);
+            let moved = path.is_direct() && memory.found_at(path.to);
             if moved || !memory.live {
                 memory.live = true;
                 self.remember(memory);
             }
         }
-        self.plan(device, view.now);
+    }
+
+    /// Notes through which relays a peer is reached.
+    pub(super) fn remember_relays(&mut self, device: DeviceId, relays: &[DeviceId]) {
+        if let Some(memory) = self.memories.get(device)
+            && memory.relays() != relays
+        {
+            let mut memory = memory.clone();
+            memory.relays = Some(relays.to_vec());
+            self.remember(memory);
+        }
     }
 
     pub(super) fn peer_idle(&mut self, device: DeviceId, view: View<'_>) {
-        if let Some(peer) = self.peers.get_mut(device) {
-            peer.idle_since.get_or_insert(view.now.mono);
+        if let Some(peer) = self.peers.get(device) {
+            let since = peer.idle_since.unwrap_or(view.now.mono);
+            self.peers.set_idle_since(device, Some(since));
             self.plan(device, view.now);
+            self.way_ended(device, view.now.mono);
         }
     }
 
@@ -257,7 +290,7 @@ impl Mesh {
             .collect();
         for (device, removal) in judged {
             match removal {
-                Some(reason) => self.remove_peer(device, reason),
+                Some(reason) => self.remove_peer(device, reason, view.now.mono),
                 None => self.ask_about_state(device, view),
             }
         }
@@ -289,7 +322,7 @@ impl Mesh {
             .is_some_and(|since| now.since(since) >= IDLE_FORGET);
         let removal = judge(peer, view).or(idle.then_some(Removal::Idle));
         if let Some(reason) = removal {
-            self.remove_peer(device, reason);
+            self.remove_peer(device, reason, view.now.mono);
             return;
         }
         if peer.old_key.is_some_and(|(_, until)| until <= now) && self.peers.forget_old_key(device)

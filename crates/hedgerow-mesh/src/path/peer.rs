@@ -11,8 +11,8 @@ use super::candidates::judge;
 use super::route::{PUNCH_PAUSES, Route, Standing};
 use super::wire::{Candidates, PathMessage, Probe, Reply};
 use super::{
-    ACTIVE_FOR, Common, Dropped, KEEP_EVERY, LOST_AFTER, MESSAGES_PER_SECOND, Output, ROUTES_MAX,
-    RouteStatus, STANDBY_EVERY, SUSPICION_EVERY, Why,
+    ACTIVE_FOR, Common, Dropped, KEEP_EVERY, LOST_AFTER, MESSAGES_PER_SECOND, Output,
+    RELAY_LOST_AFTER, ROUTES_MAX, RouteStatus, STANDBY_EVERY, SUSPICION_EVERY, Why,
 };
 use crate::budget::Bucket;
 
@@ -45,7 +45,6 @@ struct Trouble {
     since: Mono,
     next: Mono,
     rounds: u32,
-    told: bool,
 }
 
 /// How often packets went unanswered on a path that answers probes.
@@ -62,6 +61,8 @@ pub(super) struct Peer {
     is_kept: bool,
     active_until: Mono,
     trouble: Option<Trouble>,
+    /// The parent was told that no path answers.
+    is_lost: bool,
     silences: Silences,
     next_number: u32,
     /// Of the peer's last list.
@@ -81,6 +82,7 @@ impl Peer {
             is_kept: false,
             active_until: Mono::ZERO,
             trouble: None,
+            is_lost: false,
             silences: Silences::default(),
             next_number: 0,
             heard_generation: 0,
@@ -97,7 +99,7 @@ impl Peer {
 
     pub(super) fn established(&mut self, path: Path, common: &mut Common, now: Mono) {
         self.current = path;
-        self.trouble = None;
+        self.end_trouble(common);
         self.active_until = self.active_until.max(now + ACTIVE_FOR);
         if let Some(route) = self.route_or_add(path, common, now) {
             route.standing = Standing::Alive;
@@ -165,6 +167,11 @@ impl Peer {
                 }
             },
         };
+        self.link(path, common, now);
+    }
+
+    /// Tries a way, wherever it leads.
+    pub(super) fn link(&mut self, path: Path, common: &mut Common, now: Mono) {
         let awake = self.is_awake(now);
         if let Some(route) = self.route_or_add(path, common, now)
             && !route.is_alive()
@@ -268,7 +275,6 @@ impl Peer {
                 since: now,
                 next: now,
                 rounds: 0,
-                told: false,
             });
         }
         self.timeout(common, now);
@@ -340,9 +346,18 @@ impl Peer {
         if path.is_direct() {
             route.seen = reply.seen;
         }
+        if let Some(round_trip) = route.round_trip
+            && self.is_kept
+            && path == self.current
+        {
+            common.output.push_back(Output::Measured {
+                device: self.device,
+                round_trip,
+            });
+        }
         let is_over = self.trouble.is_some_and(|t| sent.at >= t.since);
         if path == self.current && is_over && sent.size == 0 {
-            self.trouble = None;
+            self.end_trouble(common);
         } else if path == self.current && sent.size > 0 {
             self.silences.count = 0;
         }
@@ -410,7 +425,7 @@ impl Peer {
             return;
         };
         let from = std::mem::replace(&mut self.current, to);
-        self.trouble = None;
+        self.end_trouble(common);
         self.silences.count = 0;
         if why == Why::Dead
             && let Some(route) = self.routes.iter_mut().find(|r| r.path == from)
@@ -424,6 +439,14 @@ impl Peer {
             why,
         });
         self.tell_mtu(common);
+    }
+
+    fn end_trouble(&mut self, common: &mut Common) {
+        self.trouble = None;
+        if std::mem::take(&mut self.is_lost) {
+            let device = self.device;
+            common.output.push_back(Output::Back { device });
+        }
     }
 
     fn tell_mtu(&mut self, common: &mut Common) {
@@ -458,6 +481,7 @@ impl Peer {
         for route in &mut self.routes {
             if !awake {
                 route.probe_at = Mono::NEVER;
+                continue;
             }
             let is_current = route.path == self.current;
             if route.is_alive() && route.misses > 0 {
@@ -500,7 +524,6 @@ impl Peer {
                 since: now,
                 next: now,
                 rounds: 0,
-                told: false,
             });
             self.trouble_when_due(common, now);
         }
@@ -508,6 +531,9 @@ impl Peer {
 
     /// Probes the path in use at once, all others with it from the second round on.
     fn trouble_when_due(&mut self, common: &mut Common, now: Mono) {
+        if !self.is_awake(now) {
+            self.trouble = None;
+        }
         let Some(mut trouble) = self.trouble.filter(|t| t.next <= now) else {
             return;
         };
@@ -526,8 +552,13 @@ impl Peer {
             let device = self.device;
             common.output.push_back(Output::Trouble { device });
         }
-        if now.since(trouble.since) >= LOST_AFTER && !trouble.told {
-            trouble.told = true;
+        let patience = if self.is_kept {
+            RELAY_LOST_AFTER
+        } else {
+            LOST_AFTER
+        };
+        if now.since(trouble.since) >= patience && !self.is_lost {
+            self.is_lost = true;
             let device = self.device;
             common.output.push_back(Output::Lost { device });
         }
@@ -613,6 +644,10 @@ impl Peer {
             .chain(tell)
             .min()
             .unwrap_or(Mono::NEVER)
+    }
+
+    pub(super) fn answers(&self) -> bool {
+        !self.is_lost && self.trouble.is_none()
     }
 
     pub(super) fn in_use(&self) -> (Path, Option<Duration>) {

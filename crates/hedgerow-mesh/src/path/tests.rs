@@ -131,6 +131,8 @@ impl Pair {
                 Output::Mtu { .. }
                 | Output::Trouble { .. }
                 | Output::Lost { .. }
+                | Output::Back { .. }
+                | Output::Measured { .. }
                 | Output::Relays { .. } => {}
             }
         }
@@ -191,6 +193,8 @@ impl Pair {
             | Output::Mtu { .. }
             | Output::Trouble { .. }
             | Output::Lost { .. }
+            | Output::Back { .. }
+            | Output::Measured { .. }
             | Output::Relays { .. } => None,
         });
         moves.collect()
@@ -335,6 +339,8 @@ fn narrow_paths_and_black_holes_are_found() {
         | Output::Move { .. }
         | Output::Trouble { .. }
         | Output::Lost { .. }
+        | Output::Back { .. }
+        | Output::Measured { .. }
         | Output::Relays { .. } => None,
     });
     assert!((1342..=1350).contains(&found.unwrap()), "{found:?}");
@@ -398,6 +404,8 @@ fn absurd_candidates_are_counted_and_never_probed() {
             | Output::Move { .. }
             | Output::Trouble { .. }
             | Output::Lost { .. }
+            | Output::Back { .. }
+            | Output::Measured { .. }
             | Output::Relays { .. } => None,
         })
         .collect();

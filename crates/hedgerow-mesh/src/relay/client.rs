@@ -359,6 +359,11 @@ impl Client {
         self.relays.contains_key(&device)
     }
 
+    /// Returns every known relay.
+    pub fn known(&self) -> impl Iterator<Item = DeviceId> {
+        self.relays.keys().copied()
+    }
+
     /// Returns the relays at home, the best first.
     pub fn home(&self) -> &[DeviceId] {
         &self.home

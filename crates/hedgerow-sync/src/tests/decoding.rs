@@ -76,7 +76,7 @@ fn every_to_controller() -> Vec<ToController> {
             csr: vec![2],
             introduction_key: X25519Public([5; 32]),
         }),
-        ToController::Endpoints(hello().endpoints),
+        ToController::Endpoints(hello().endpoints, None),
         ToController::Events(3, vec![event]),
         ToController::Leave,
         ToController::Bye,

@@ -331,6 +331,8 @@ fn requests_and_answers_find_each_other() {
         endpoints: vec![hedgerow_model::address::Underlay(
             "192.0.2.1:7117".parse().unwrap(),
         )],
+        relays: Some(vec![hedgerow_model::id::DeviceId([3; 16])]),
+        own_relays: None,
     };
     wire.controller.resolved(1, Some(peer.clone())).unwrap();
     let new = Renewed {

@@ -533,6 +533,7 @@ impl Machine {
                 "answer".into()
             }
             Step::Probe => "probe".into(),
+            Step::Whereabouts => "whereabouts".into(),
         }
     }
 

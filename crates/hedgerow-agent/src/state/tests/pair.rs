@@ -26,6 +26,8 @@ fn meet(a: &mut Machine, b: &mut Machine) {
         let peer = ResolvedPeer {
             ticket: b.ticket.clone(),
             endpoints: vec![underlay(B)],
+            relays: None,
+            own_relays: None,
         };
         a.state.handle_resolved(id, Some(peer), now);
     }
@@ -57,6 +59,7 @@ fn two(policy: &str, labels: (&str, &str)) -> (Domain, Machine, Machine) {
         let set = [domain.config(2), domain.program(2, policy, machine)];
         machine.adopt(&domain, 2, set);
         machine.log.clear();
+        machine.asked.clear();
     }
     (domain, a, b)
 }
@@ -242,6 +245,8 @@ fn a_ping_makes_a_stranger_a_peer_and_goes_once_a_session_lives() {
     let peer = ResolvedPeer {
         ticket: b.ticket.clone(),
         endpoints: vec![underlay(B)],
+        relays: None,
+        own_relays: None,
     };
     a.state.handle_resolved(id, Some(peer), at(10));
     carry(&mut a, &mut b, at(10));

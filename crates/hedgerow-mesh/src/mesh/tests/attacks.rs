@@ -411,6 +411,7 @@ fn a_lying_controller_opens_nothing() {
     let lie = Resolved {
         ticket: world.nodes[2].device.ticket.clone(),
         endpoints: vec![attacker()],
+        relays: vec![],
     };
     let query = PeerQuery::Address(address);
     world.with(0, |mesh, view| {

@@ -450,7 +450,10 @@ impl World {
                 Output::Release { .. }
                 | Output::Reject { .. }
                 | Output::Refused { .. }
-                | Output::Tunnel(_) => {}
+                | Output::Tunnel(_)
+                | Output::PathChanged { .. }
+                | Output::PathLost { .. }
+                | Output::HomeRelays { .. } => {}
             }
         }
     }
@@ -463,6 +466,7 @@ impl World {
         let answer = found.filter(|_| self.controller).map(|n| Resolved {
             ticket: n.device.ticket.clone(),
             endpoints: vec![n.at],
+            relays: vec![],
         });
         self.with(node, |mesh, view| mesh.handle_resolved(query, answer, view));
     }

@@ -1,0 +1,534 @@
+//! Paths, relays and lookups: what their machines say becomes the mesh's outputs.
+
+use hedgerow_model::Mono;
+use hedgerow_model::address::{Prefix, Underlay};
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::message::{self, MessageKind};
+use hedgerow_model::path::Path;
+use hedgerow_model::statement::{PeerQuery, Ticket};
+
+use super::{Mesh, Resolved, View};
+use crate::lookup::{self, Found, LookupMessage, Lookups};
+use crate::output::{Output, Refusal, TunnelOrder};
+use crate::path::{self, Paths};
+use crate::relay::{self, Client, ClientOutput, RelayMessage, Server, ServerOutput};
+
+/// Bytes of an inner packet until the parent says otherwise.
+const MTU_DEFAULT: u16 = 1420;
+
+/// The machines that find ways.
+pub(super) struct Ways {
+    pub(super) paths: Paths,
+    pub(super) server: Server,
+    pub(super) client: Client,
+    pub(super) lookups: Lookups,
+}
+
+impl Ways {
+    pub(super) fn new(mut seed: impl FnMut() -> [u8; 32]) -> Self {
+        Self {
+            paths: Paths::new(seed(), MTU_DEFAULT),
+            server: Server::new(seed()),
+            client: Client::new(seed()),
+            lookups: Lookups::default(),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Mono {
+        let relays = self.server.deadline().min(self.client.deadline());
+        let others = self.paths.deadline().min(self.lookups.deadline());
+        relays.min(others)
+    }
+}
+
+/// Returns whether a ticket makes its device a relay.
+pub(super) fn is_relay(ticket: &Ticket) -> bool {
+    hedgerow_model::path::is_relay(&ticket.labels)
+}
+
+impl Mesh {
+    /// Takes this device's addresses with the mesh's port, configured endpoints first, and the
+    /// overlay's pools, where no path leads.
+    pub fn handle_local_addresses(
+        &mut self,
+        addresses: Vec<Underlay>,
+        pools: &[Prefix],
+        view: View<'_>,
+    ) {
+        let now = view.now.mono;
+        self.ways
+            .paths
+            .handle_local_addresses(addresses, pools, now);
+        self.drain_ways(view);
+    }
+
+    /// Takes the tunnel's MTU.
+    pub fn handle_mtu(&mut self, mtu: u16) {
+        self.ways.paths.handle_mtu(mtu);
+    }
+
+    /// Takes devices that are said to be relays for this one. Nothing is believed before their tickets
+    /// verified.
+    pub fn handle_relays_named(&mut self, relays: &[DeviceId], view: View<'_>) {
+        let own = self.own.as_ref().map(super::Own::device);
+        for relay in relays.iter().take(relay::KNOWN_MAX) {
+            if Some(*relay) != own && !self.ways.client.knows(*relay) {
+                self.wanted_devices.insert(*relay);
+                self.look_up(PeerQuery::Device(*relay), view);
+            }
+        }
+        self.drain_ways(view);
+    }
+
+    /// Takes a way to a relay that is not on the network, as a link over TLS gives it.
+    pub fn handle_relay_link(&mut self, relay: DeviceId, at: Underlay, view: View<'_>) {
+        self.add_path(relay, Path::direct(at), view);
+        if self.peers.get(relay).is_none() {
+            self.ask_remembered(relay, view);
+            self.add_path(relay, Path::direct(at), view);
+        } else if self.ways.paths.in_use(relay).is_none() {
+            self.set_peer(relay, Some(Path::direct(at)));
+        }
+        self.drain_ways(view);
+    }
+
+    /// The tunnel says that packets were sent to a peer for a while and nothing came back.
+    pub fn handle_silent(&mut self, device: DeviceId, view: View<'_>) {
+        if self.ways.paths.in_use(device).is_some() {
+            self.ways.paths.handle_silent(device, view.now.mono);
+        } else {
+            self.look_for_again(device, view);
+        }
+        self.drain_ways(view);
+    }
+
+    /// The tunnel says that a peer's authentic packet came by another path than the one in use.
+    pub fn handle_heard(&mut self, device: DeviceId, from: Path, view: View<'_>) {
+        self.ways.paths.handle_heard(device, from, view.now.mono);
+        self.drain_ways(view);
+    }
+
+    /// The tunnel says that packets go to or come from a peer.
+    pub fn handle_active(&mut self, device: DeviceId, view: View<'_>) {
+        self.ways.paths.handle_active(device, view.now.mono);
+        self.drain_ways(view);
+    }
+
+    /// Returns every route to a peer.
+    pub fn routes(&self, device: DeviceId) -> Vec<path::RouteStatus> {
+        self.ways.paths.routes(device)
+    }
+
+    /// Returns where this device may be reached, as peers are told.
+    pub fn own_candidates(&self) -> Vec<Underlay> {
+        self.ways.paths.own_candidates()
+    }
+
+    /// Takes a message of a peer's agent that came through the tunnel: authentic, and otherwise any bytes.
+    pub fn handle_message(&mut self, device: DeviceId, from: Path, bytes: &[u8], view: View<'_>) {
+        let decoded = message::decode(bytes);
+        let Some((kind, content)) = decoded.filter(|_| self.peers.get(device).is_some()) else {
+            self.refuse(Refusal::Malformed, Some(from), Some(device), view.now.mono);
+            return;
+        };
+        let understood = match kind {
+            MessageKind::Path => {
+                let content = (content, bytes.len());
+                self.ways
+                    .paths
+                    .handle_message(device, from, content, view.now.mono);
+                true
+            }
+            MessageKind::Relay => self.relay_message(device, content, view.now.mono),
+            MessageKind::Lookup => self.lookup_message(device, content, view.now.mono),
+            MessageKind::PostQuantum
+            | MessageKind::Membership
+            | MessageKind::Items
+            | MessageKind::Measure => false,
+        };
+        if !understood {
+            self.refuse(Refusal::Malformed, Some(from), Some(device), view.now.mono);
+        }
+        self.drain_ways(view);
+    }
+
+    fn relay_message(&mut self, device: DeviceId, content: &[u8], now: Mono) -> bool {
+        let Ok(message) = RelayMessage::decode(content) else {
+            return false;
+        };
+        let peer = self.peers.get(device);
+        let of = (device, peer.is_some_and(|p| is_relay(&p.ticket)));
+        let Ways { server, client, .. } = &mut self.ways;
+        relay::deliver(server, client, of, message, now);
+        true
+    }
+
+    fn lookup_message(&mut self, device: DeviceId, content: &[u8], now: Mono) -> bool {
+        match LookupMessage::decode(content) {
+            Ok(LookupMessage::Ask { number, query }) => {
+                if self.ways.lookups.may_answer(device, now) {
+                    let found = self.known_as(query);
+                    self.ways.lookups.answer(device, number, found);
+                }
+                true
+            }
+            Ok(LookupMessage::Answer { number, found }) => {
+                self.ways.lookups.handle_answer(device, number, found);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Returns what this device knows about another, for who asks.
+    fn known_as(&self, query: PeerQuery) -> Option<Found> {
+        let memory = match query {
+            PeerQuery::Device(device) => self.memories.get(device),
+            PeerQuery::Address(address) => self.memories.by_address(address),
+        }?;
+        let peer = self.peers.get(memory.device);
+        let now_at = peer.and_then(|p| p.endpoint).filter(Path::is_direct);
+        let mut endpoints: Vec<Underlay> = now_at.map(|p| p.to).into_iter().collect();
+        for endpoint in &memory.endpoints {
+            if !endpoints.contains(endpoint) {
+                endpoints.push(*endpoint);
+            }
+        }
+        endpoints.truncate(lookup::ANSWER_ENDPOINTS_MAX);
+        let here = self.ways.server.is_registered(memory.device);
+        let own = self.own.as_ref().filter(|_| here).map(super::Own::device);
+        let others = peer.map(|p| p.relays.as_slice());
+        let others = others.unwrap_or_else(|| memory.relays());
+        let others = others.iter().copied().filter(|r| Some(*r) != own);
+        let relays = own.into_iter().chain(others).take(path::RELAYS_MAX);
+        Some(Found {
+            ticket: memory.ticket.clone(),
+            endpoints,
+            relays: relays.collect(),
+        })
+    }
+
+    /// Notes what a verified ticket says about relaying.
+    pub(super) fn note_relay(&mut self, ticket: &Ticket, view: View<'_>) {
+        let Some(own) = &self.own else {
+            return;
+        };
+        let (device, now) = (ticket.id, view.now.mono);
+        if device == own.device() {
+            return;
+        }
+        let client = &mut self.ways.client;
+        if is_relay(ticket) && view.standing.state(device).is_none() {
+            let same_site = ticket.site == own.identity.ticket.site;
+            client.handle_relay(device, same_site, now);
+        } else if client.knows(device) {
+            client.handle_relay_forgotten(device, now);
+        }
+    }
+
+    /// A session with a peer began, or went on under new keys.
+    pub(super) fn way_established(&mut self, device: DeviceId, endpoint: Path, view: View<'_>) {
+        let now = view.now.mono;
+        let known = self.known_ways(device);
+        let hints = self.home_relays_of(device);
+        let Ways { paths, client, .. } = &mut self.ways;
+        paths.handle_established(device, endpoint, now);
+        paths.handle_known(device, &known, now);
+        if client.knows(device) {
+            if endpoint.is_direct() {
+                client.handle_tunnel(device, endpoint.to, now);
+            }
+            let is_home = client.home().contains(&device);
+            paths.handle_kept(device, is_home, now);
+        } else {
+            client.handle_want(device, &hints, now);
+        }
+        self.drain_ways(view);
+    }
+
+    /// No session with a peer is left.
+    pub(super) fn way_ended(&mut self, device: DeviceId, now: Mono) {
+        let Ways { paths, client, .. } = &mut self.ways;
+        paths.handle_idle(device);
+        client.handle_tunnel_lost(device, now);
+        client.handle_unwanted(device);
+    }
+
+    /// The device is no peer any more.
+    pub(super) fn way_removed(&mut self, device: DeviceId, now: Mono) {
+        self.way_ended(device, now);
+        self.ways.server.handle_gone(device);
+        self.ways.lookups.handle_gone(device);
+    }
+
+    /// Leaves relays that must not be used any more, and takes up those that may again.
+    pub(super) fn recheck_relays(&mut self, view: View<'_>) {
+        let tickets: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| is_relay(&peer.ticket))
+            .map(|(_, peer)| peer.ticket.clone())
+            .collect();
+        for ticket in &tickets {
+            self.note_relay(ticket, view);
+            if view.standing.state(ticket.id).is_some() {
+                self.ways.server.handle_gone(ticket.id);
+            }
+        }
+        let known: Vec<DeviceId> = self.ways.client.known().collect();
+        for device in known {
+            if view.standing.state(device).is_some() || self.memories.get(device).is_none() {
+                let now = view.now.mono;
+                self.ways.client.handle_relay_forgotten(device, now);
+            }
+        }
+        self.drain_ways(view);
+    }
+
+    /// Every way to a device that memory and relays give.
+    fn known_ways(&self, device: DeviceId) -> Vec<Path> {
+        let memory = self.memories.get(device);
+        let direct = memory.map(|m| m.endpoints.as_slice()).unwrap_or_default();
+        let direct = direct.iter().copied().map(Path::direct);
+        direct.chain(self.ways.client.paths_to(device)).collect()
+    }
+
+    /// Relays that a device is said to be registered with.
+    pub(super) fn home_relays_of(&self, device: DeviceId) -> Vec<DeviceId> {
+        let peer = self.peers.get(device).map(|p| p.relays.clone());
+        let memory = self.memories.get(device);
+        peer.filter(|relays| !relays.is_empty())
+            .or_else(|| memory.map(|m| m.relays().to_vec()))
+            .unwrap_or_default()
+    }
+
+    /// Asks for a peer again whose ways all fail, by every way there is.
+    fn look_for_again(&mut self, device: DeviceId, view: View<'_>) {
+        let Some(peer) = self.peers.get(device) else {
+            return;
+        };
+        if self.asking.is_asking(device) {
+            return;
+        }
+        let ticket = peer.ticket.clone();
+        let mut endpoints: Vec<Path> = peer.endpoint.into_iter().collect();
+        for way in self.known_ways(device) {
+            if !endpoints.contains(&way) {
+                endpoints.push(way);
+            }
+        }
+        self.ask(ticket, endpoints, None, view);
+    }
+
+    fn say(&mut self, device: DeviceId, via: Option<Path>, bytes: Vec<u8>, measures_mtu: bool) {
+        self.output
+            .push_back(Output::Tunnel(TunnelOrder::SendMessage {
+                device,
+                via,
+                bytes,
+                measures_mtu,
+            }));
+    }
+
+    /// Turns what the machines want into outputs, until none wants anything.
+    pub(super) fn drain_ways(&mut self, view: View<'_>) {
+        loop {
+            if let Some(output) = self.ways.paths.poll() {
+                self.path_output(output, view);
+            } else if let Some(output) = self.ways.client.poll() {
+                self.client_output(output, view);
+            } else if let Some(output) = self.ways.server.poll() {
+                self.server_output(output);
+            } else if let Some(output) = self.ways.lookups.poll() {
+                self.lookup_output(output, view);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn path_output(&mut self, output: path::Output, view: View<'_>) {
+        let now = view.now.mono;
+        match output {
+            path::Output::Send {
+                device,
+                via,
+                bytes,
+                measures_mtu,
+            } => self.say(device, via, bytes, measures_mtu),
+            path::Output::Move {
+                device,
+                from,
+                to,
+                why,
+            } => self.path_moved(device, (from, to), why, view),
+            path::Output::Mtu { device, mtu } => {
+                let order = TunnelOrder::SetPathMtu { device, mtu };
+                self.output.push_back(Output::Tunnel(order));
+            }
+            path::Output::Trouble { device } => {
+                if !self.ways.client.knows(device) {
+                    let hints = self.home_relays_of(device);
+                    self.ways.client.handle_want(device, &hints, now);
+                }
+            }
+            path::Output::Lost { device } => {
+                self.output.push_back(Output::PathLost { device });
+                if self.ways.client.knows(device) {
+                    self.ways.paths.handle_kept(device, false, now);
+                    self.ways.client.handle_tunnel_lost(device, now);
+                } else {
+                    self.wanted_devices.insert(device);
+                    self.look_up(PeerQuery::Device(device), view);
+                }
+            }
+            path::Output::Back { device } => {
+                if let Some((path, _)) = self.ways.paths.in_use(device)
+                    && path.is_direct()
+                {
+                    self.ways.client.handle_tunnel(device, path.to, now);
+                }
+            }
+            path::Output::Measured { device, round_trip } => {
+                self.ways.client.handle_round_trip(device, round_trip);
+            }
+            path::Output::Relays { device, relays } => self.relays_told(device, relays, view),
+        }
+    }
+
+    fn path_moved(
+        &mut self,
+        device: DeviceId,
+        (from, to): (Path, Path),
+        why: path::Why,
+        view: View<'_>,
+    ) {
+        let order = TunnelOrder::MovePeer { device, path: to };
+        self.output.push_back(Output::Tunnel(order));
+        self.output.push_back(Output::PathChanged {
+            device,
+            from,
+            to,
+            why,
+        });
+        self.peer_found_at(device, to);
+        if self.ways.client.knows(device) && to.is_direct() {
+            let now = view.now.mono;
+            let Ways { paths, client, .. } = &mut self.ways;
+            client.handle_tunnel(device, to.to, now);
+            paths.handle_relay_moved(from.to, to.to, now);
+        }
+    }
+
+    /// A peer says through which relays it is reached. Unknown ones are looked for while we lack some.
+    fn relays_told(&mut self, device: DeviceId, relays: Vec<DeviceId>, view: View<'_>) {
+        let lacks = self.ways.client.home().len() < relay::HOME_RELAYS;
+        if lacks {
+            let own = self.own.as_ref().map(super::Own::device);
+            for relay in relays.iter().filter(|relay| Some(**relay) != own) {
+                if !self.ways.client.knows(*relay) {
+                    self.wanted_devices.insert(*relay);
+                    self.look_up(PeerQuery::Device(*relay), view);
+                }
+            }
+        }
+        if let Some(peer) = self.peers.get_mut(device) {
+            peer.relays.clone_from(&relays);
+            self.remember_relays(device, &relays);
+            if !self.ways.client.knows(device) {
+                let now = view.now.mono;
+                self.ways.client.handle_want(device, &relays, now);
+            }
+        }
+    }
+
+    fn client_output(&mut self, output: ClientOutput, view: View<'_>) {
+        match output {
+            ClientOutput::Ask { relay } => self.ask_relay(relay, view),
+            ClientOutput::Home { relays } => {
+                let now = view.now.mono;
+                let known: Vec<DeviceId> = self.ways.client.known().collect();
+                for relay in known {
+                    let is_kept = relays.contains(&relay);
+                    self.ways.paths.handle_kept(relay, is_kept, now);
+                }
+                self.ways.paths.handle_home_relays(relays.clone(), now);
+                self.output.push_back(Output::HomeRelays { relays });
+            }
+            ClientOutput::Say { relay, bytes } => self.say(relay, None, bytes, false),
+            ClientOutput::Opened { device, path } => self.add_path(device, path, view),
+            ClientOutput::Closed { device, path } => {
+                self.ways.paths.handle_closed(device, path, view.now.mono);
+            }
+        }
+    }
+
+    /// Gets a tunnel to a relay.
+    fn ask_relay(&mut self, relay: DeviceId, view: View<'_>) {
+        if self.peers.get(relay).is_some() {
+            match self.ways.paths.in_use(relay) {
+                Some((path, _)) if path.is_direct() => {
+                    let now = view.now.mono;
+                    let Ways { paths, client, .. } = &mut self.ways;
+                    if paths.answers(relay) {
+                        client.handle_tunnel(relay, path.to, now);
+                    } else {
+                        // It is probed; `Back` says when it answers.
+                        paths.handle_kept(relay, true, now);
+                        paths.handle_silent(relay, now);
+                    }
+                }
+                Some(_) | None => self.look_for_again(relay, view),
+            }
+        } else if self
+            .memories
+            .get(relay)
+            .is_some_and(|m| !m.endpoints.is_empty())
+        {
+            self.ask_remembered(relay, view);
+        } else {
+            self.wanted_devices.insert(relay);
+            self.look_up(PeerQuery::Device(relay), view);
+        }
+    }
+
+    /// Uses a way that became known, for a session or for an introduction under way.
+    fn add_path(&mut self, device: DeviceId, path: Path, view: View<'_>) {
+        let now = view.now.mono;
+        if path.is_direct() {
+            self.ways.paths.handle_link(device, path, now);
+        } else {
+            self.ways.paths.handle_known(device, &[path], now);
+        }
+        self.ask_by(device, path);
+    }
+
+    fn server_output(&mut self, output: ServerOutput) {
+        match output {
+            ServerOutput::Say { device, bytes } => self.say(device, None, bytes, false),
+            ServerOutput::Set { session, from, to } => {
+                let order = TunnelOrder::SetRelay { session, from, to };
+                self.output.push_back(Output::Tunnel(order));
+            }
+            ServerOutput::Forget { session } => {
+                let order = TunnelOrder::ForgetRelay { session };
+                self.output.push_back(Output::Tunnel(order));
+            }
+        }
+    }
+
+    fn lookup_output(&mut self, output: lookup::Output, view: View<'_>) {
+        match output {
+            lookup::Output::Say { device, bytes } => self.say(device, None, bytes, false),
+            lookup::Output::Found { query, found } => {
+                let resolved = Resolved {
+                    ticket: found.ticket,
+                    endpoints: found.endpoints,
+                    relays: found.relays,
+                };
+                self.resolved_by_relay(query, resolved, view);
+            }
+            lookup::Output::Unknown { query } => self.nobody_knows(query, view),
+        }
+    }
+}
