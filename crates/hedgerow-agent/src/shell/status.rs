@@ -1,5 +1,6 @@
 //! What `hedgerow-agent status` shows: gathered in the loop, printed by the command.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use hedgerow_linux::tunnel::Command;
 use hedgerow_mesh::path::{RouteStatus, Standing};
 use hedgerow_mesh::{PeerStatus, Refusal};
 use hedgerow_model::Wall;
+use hedgerow_model::address::Underlay;
 use hedgerow_model::id::{DeviceId, Labels};
 use hedgerow_model::path::Path;
 use serde_json::{Map, Value, json};
@@ -125,6 +127,14 @@ fn mesh(daemon: &Daemon) -> Value {
         .map(|(name, value)| (name.to_owned(), json!(value)))
         .collect();
     let mesh = daemon.state.mesh_status();
+    // As peers see this device where that is none of its own addresses: a NAT stands between.
+    let (whereabouts, homes) = daemon.state.whereabouts();
+    let own = &daemon.local_endpoints;
+    let relays: Vec<String> = homes
+        .iter()
+        .map(|home| mesh.peers.iter().find(|p| p.device == *home))
+        .map(|p| p.map_or_else(|| "unknown".to_owned(), full_name))
+        .collect();
     let refused: Map<String, Value> = Refusal::ALL
         .iter()
         .map(|reason| {
@@ -137,7 +147,9 @@ fn mesh(daemon: &Daemon) -> Value {
     json!({
         "interface": daemon.config.interface,
         "port": daemon.tunnel.as_ref().map(|t| t.port()),
-        "own": daemon.endpoints().iter().map(|e| e.to_string()).collect::<Vec<_>>(),
+        "own": texts(own),
+        "observed": texts(whereabouts.iter().filter(|e| !own.contains(e))),
+        "home_relays": relays,
         "remembered": mesh.remembered,
         "datagrams_dropped": daemon.orders.dropped(),
         "refused": refused,
@@ -155,6 +167,17 @@ fn labels(daemon: &Daemon, device: DeviceId) -> Map<String, Value> {
         .collect()
 }
 
+fn full_name(peer: &PeerStatus) -> String {
+    format!("{}.{}", peer.name, peer.site)
+}
+
+fn texts<'a>(list: impl IntoIterator<Item = &'a Underlay>) -> Vec<String> {
+    list.into_iter().map(ToString::to_string).collect()
+}
+
+/// Names of devices by their own place, for whoever is reached through one.
+type Places = BTreeMap<Underlay, String>;
+
 fn kind(path: &Path) -> &'static str {
     match path.is_direct() {
         true => "direct",
@@ -163,22 +186,21 @@ fn kind(path: &Path) -> &'static str {
 }
 
 /// Returns the name of the relay on a path: the peer whose own place that is.
-fn relay(path: &Path, peers: &[PeerStatus]) -> Option<String> {
+fn relay(path: &Path, places: &Places) -> Option<String> {
     path.relay?;
-    let is_there = |p: &&PeerStatus| p.endpoint == Some(Path::direct(path.to));
-    let found = peers.iter().find(is_there);
-    Some(found.map_or_else(|| path.to.to_string(), |p| format!("{}.{}", p.name, p.site)))
+    let name = places.get(&path.to).cloned();
+    Some(name.unwrap_or_else(|| path.to.to_string()))
 }
 
 /// Lists the ways to a peer, the one in use first.
-fn routes(found: &[RouteStatus], peers: &[PeerStatus]) -> Vec<Value> {
+fn routes(found: &[RouteStatus], places: &Places) -> Vec<Value> {
     let mut found: Vec<&RouteStatus> = found.iter().collect();
     found.sort_by_key(|route| (!route.in_use, route.path));
     let shown = found.iter().map(|route| {
         json!({
             "address": route.path.to.to_string(),
             "kind": kind(&route.path),
-            "relay": relay(&route.path, peers),
+            "relay": relay(&route.path, places),
             "in_use": route.in_use,
             "state": match route.standing {
                 Standing::Fresh(_) => "fresh",
@@ -205,10 +227,16 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
     };
     let now = daemon.clock.now();
     let peers = daemon.state.mesh_status().peers;
+    let direct = |peer: &PeerStatus| peer.endpoint.filter(Path::is_direct);
+    let places: Places = peers
+        .iter()
+        .filter_map(|p| Some((direct(p)?.to, full_name(p))))
+        .collect();
+    let traffic: BTreeMap<DeviceId, _> = traffic.into_iter().map(|t| (t.device, t)).collect();
     peers
         .iter()
         .map(|peer| {
-            let seen = traffic.iter().find(|t| t.device == peer.device);
+            let seen = traffic.get(&peer.device);
             let known = daemon.state.routes(peer.device);
             let used = known.iter().find(|r| r.in_use);
             json!({
@@ -220,8 +248,8 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
                 "endpoint": peer.endpoint.map(|e| e.to_string()),
                 "path": peer.endpoint.map(|e| kind(&e)),
                 "address": peer.endpoint.map(|e| e.to.to_string()),
-                "relay": peer.endpoint.and_then(|e| relay(&e, &peers)),
-                "routes": routes(&known, &peers),
+                "relay": peer.endpoint.and_then(|e| relay(&e, &places)),
+                "routes": routes(&known, &places),
                 "round_trip_seconds": used.and_then(|r| r.round_trip).map(|d| d.as_secs_f64()),
                 "loss_ratio": used.map(|r| f64::from(r.loss_permille) / 1000.0),
                 "session": peer.in_session,
