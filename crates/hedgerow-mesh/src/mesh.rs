@@ -284,7 +284,10 @@ impl Mesh {
             self.reject(address, Unreachable::Own);
             return;
         }
-        if let Some(device) = self.peers.at_address(address) {
+        let holder = self.peers.at_address(address);
+        // A peer that introduced itself and then never came, because our answer was lost, is nowhere: it
+        // is looked for like a stranger.
+        if let Some(device) = holder.filter(|device| !self.peers.is_lost(*device)) {
             self.set_peer(device, None);
             self.output.push_back(Output::Release { address });
             return;

@@ -123,6 +123,12 @@ impl Peers {
         Some(peer)
     }
 
+    /// Returns whether nobody knows where a peer is: no session lives, and none ever did.
+    pub(crate) fn is_lost(&self, device: DeviceId) -> bool {
+        let peer = self.get(device);
+        peer.is_some_and(|peer| peer.endpoint.is_none() && peer.idle_since.is_some())
+    }
+
     /// Returns the peer that has been idle for longest.
     pub(crate) fn most_idle(&self) -> Option<DeviceId> {
         self.by_idleness.first().map(|(_, device)| *device)

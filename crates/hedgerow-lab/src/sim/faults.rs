@@ -52,8 +52,10 @@ pub(super) enum Disk {
 /// One round: things break, are mended, settle, and are judged.
 const ROUND: Duration = Duration::from_secs(720);
 const BREAKING: Duration = Duration::from_secs(300);
-const MENDED: Duration = Duration::from_secs(420);
-const PROBED: Duration = Duration::from_secs(600);
+const MENDED: Duration = Duration::from_secs(360);
+const PROBED: Duration = Duration::from_secs(520);
+/// Whoever came back with an empty disk is known to others by a key that it does not have any more: a
+/// tunnel tries that for 90 s, and only then its peer is looked for anew.
 const JUDGED: Duration = Duration::from_secs(700);
 
 /// Draws the faults of a run, in their order.

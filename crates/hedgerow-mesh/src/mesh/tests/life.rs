@@ -38,6 +38,23 @@ fn a_first_packet_makes_peers_of_both_ends() {
 }
 
 #[test]
+fn a_peer_that_introduced_itself_and_never_came_is_looked_for() {
+    let mut world = World::new(1, 2);
+    world.want(0, 1);
+    world.run(Duration::from_millis(30));
+    assert!(world.nodes[1].tunnel.contains_key(&world.id(0)));
+    // The answer finds nobody: power and disk are gone, and with them the key that was shown.
+    world.nodes[0].disk.clear();
+    world.reboot(0);
+    world.run(SECOND);
+    world.want(1, 0);
+    world.run(SECOND);
+    assert!(world.linked(1, 0));
+    let tunnel = &world.nodes[1].tunnel[&world.id(0)];
+    assert_eq!(tunnel.endpoint, Some(world.nodes[0].at.into()));
+}
+
+#[test]
 fn every_pair_meets_through_loss_duplicates_and_reordering() {
     for seed in 0..20 {
         let mut world = World::new(seed, 3);
