@@ -43,6 +43,9 @@ pub const TARGETS: &[Target] = &[
     ("to_agent", to_agent),
     ("introduction", introduction),
     ("memory", memory),
+    ("path_message", path_message),
+    ("relay_message", relay_message),
+    ("lookup_message", lookup_message),
     ("wireguard", wireguard),
     ("inner", inner),
     ("segments", segments),
@@ -133,6 +136,30 @@ pub fn introduction(data: &[u8]) {
 /// The cache of peers once met.
 pub fn memory(data: &[u8]) {
     drop(Memory::decode(data));
+}
+
+/// What peers say about the paths between them: read, written and read again.
+pub fn path_message(data: &[u8]) {
+    use hedgerow_mesh::path::PathMessage;
+    if let Ok(message) = PathMessage::decode(data) {
+        assert_eq!(PathMessage::decode(&message.encode()).ok(), Some(message));
+    }
+}
+
+/// What devices and relays say to each other: read, written and read again.
+pub fn relay_message(data: &[u8]) {
+    use hedgerow_mesh::relay::RelayMessage;
+    if let Ok(message) = RelayMessage::decode(data) {
+        assert_eq!(RelayMessage::decode(&message.encode()).ok(), Some(message));
+    }
+}
+
+/// Questions about other devices and their answers: read, written and read again.
+pub fn lookup_message(data: &[u8]) {
+    use hedgerow_mesh::lookup::LookupMessage;
+    if let Ok(message) = LookupMessage::decode(data) {
+        assert_eq!(LookupMessage::decode(&message.encode()).ok(), Some(message));
+    }
 }
 
 /// Datagrams on the mesh's UDP port.

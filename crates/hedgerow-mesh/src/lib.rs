@@ -24,7 +24,7 @@
 //! # Not here
 //!
 //! The tunnel itself (`hedgerow-linux`), signatures and trust (`hedgerow-identity`), what a peer may do
-//! (`hedgerow-policy`). Path probes, relays and gossip take first bytes from 0x83 on.
+//! (`hedgerow-policy`).
 //!
 //! Start reading at [`Mesh`].
 #![forbid(unsafe_code)]
