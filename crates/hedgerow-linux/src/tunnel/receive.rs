@@ -20,9 +20,9 @@ const BYTES_PER_ROUND: usize = 64 * 1024;
 /// Time in the socket's buffer that is fine, and how long it may be exceeded before flows are told. All
 /// flows of all peers share this one line, so it has to be short: where we are the bottleneck, what
 /// is greedy waits in its sender's queue of its own instead.
-const WAIT_TARGET: Duration = Duration::from_micros(250);
+const WAIT_TARGET: Duration = Duration::from_millis(1);
 /// See [`WAIT_TARGET`].
-const WAIT_INTERVAL: Duration = Duration::from_millis(4);
+const WAIT_INTERVAL: Duration = Duration::from_millis(10);
 /// Packets shorter than this belong to flows that do not make the queue.
 const SIGNAL_BYTES_MIN: usize = 1000;
 
