@@ -41,11 +41,17 @@ pub enum ContentType {
     Beacon,
     /// [`hedgerow_model::statement::Manifest`].
     Manifest,
+    /// [`hedgerow_model::statement::EndpointRecord`].
+    Endpoints,
+    /// [`hedgerow_model::statement::BundleHead`].
+    BundleHead,
+    /// [`hedgerow_model::statement::TreeHead`].
+    TreeHead,
 }
 
 impl ContentType {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Ticket,
         Self::Binding,
         Self::Revocations,
@@ -55,6 +61,9 @@ impl ContentType {
         Self::Names,
         Self::Beacon,
         Self::Manifest,
+        Self::Endpoints,
+        Self::BundleHead,
+        Self::TreeHead,
     ];
 
     /// Returns the content type.
@@ -69,6 +78,9 @@ impl ContentType {
             Self::Names => "application/hedgerow-names+cbor",
             Self::Beacon => "application/hedgerow-beacon+cbor",
             Self::Manifest => "application/hedgerow-manifest+cbor",
+            Self::Endpoints => "application/hedgerow-endpoints+cbor",
+            Self::BundleHead => "application/hedgerow-bundle-head+cbor",
+            Self::TreeHead => "application/hedgerow-tree-head+cbor",
         }
     }
 }

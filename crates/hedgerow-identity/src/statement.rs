@@ -8,8 +8,9 @@ use std::time::Duration;
 use hedgerow_model::Now;
 use hedgerow_model::id::{DeviceId, SiteName};
 use hedgerow_model::statement::{
-    Beacon, Binding, NAMES_MAX, Names, P256Public, REVOCATIONS_MAX, RevocationList, Role,
-    SignedProgramBody, SiteConfig, States, Ticket,
+    Beacon, Binding, BundleHead, EndpointRecord, NAMES_MAX, Names, P256Public,
+    RECORD_ENDPOINTS_MAX, RECORD_RELAYS_MAX, REVOCATIONS_MAX, RevocationList, Role,
+    SignedProgramBody, SiteConfig, States, Ticket, TreeHead,
 };
 use hedgerow_model::wire::{decode_canonical, encode};
 use minicbor::{Decode, Encode};
@@ -25,7 +26,9 @@ use crate::trust::{IssuerScope, Trust};
 pub const TICKET_BYTES_MAX: usize = 640;
 /// Largest signed binding, in bytes.
 pub const BINDING_BYTES_MAX: usize = 192;
-/// Longest life of a binding.
+/// Largest signed endpoint record, in bytes.
+pub const ENDPOINTS_BYTES_MAX: usize = 448;
+/// Longest life of a binding or an endpoint record.
 pub const BINDING_LIFE_MAX: Duration = Duration::from_secs(48 * 3600);
 /// How far ahead of us the maker of a binding may be. Devices that are cut off keep time badly; a
 /// binding made for later than this was made by a thief for a time when he no longer has the key.
@@ -109,6 +112,36 @@ pub fn sign_names(names: &Names, role: &dyn SigningKey) -> Result<Vec<u8>, SignE
     sign_with(names, ContentType::Names, role, is_ed25519)
 }
 
+/// Signs where a device may be reached with its identity key.
+///
+/// # Errors
+///
+/// [`SignError`]; nothing was signed.
+pub fn sign_endpoints(
+    record: &EndpointRecord,
+    identity: &dyn SigningKey,
+) -> Result<Vec<u8>, SignError> {
+    sign_with(record, ContentType::Endpoints, identity, is_p256)
+}
+
+/// Signs the head of a set of programs with the policy role key.
+///
+/// # Errors
+///
+/// [`SignError`]; nothing was signed.
+pub fn sign_bundle_head(head: &BundleHead, role: &dyn SigningKey) -> Result<Vec<u8>, SignError> {
+    sign_with(head, ContentType::BundleHead, role, is_ed25519)
+}
+
+/// Signs a head of the transparency log with the checkpoint role key.
+///
+/// # Errors
+///
+/// [`SignError`]; nothing was signed.
+pub fn sign_tree_head(head: &TreeHead, role: &dyn SigningKey) -> Result<Vec<u8>, SignError> {
+    sign_with(head, ContentType::TreeHead, role, is_ed25519)
+}
+
 fn sign_with<T: Encode<()>>(
     body: &T,
     of: ContentType,
@@ -149,13 +182,57 @@ pub fn verify_binding(
         .and_then(|envelope| envelope.verify(&key, ContentType::Binding))
         .map_err(RefusedBinding::Envelope)?;
     let binding: Binding = decode_canonical("binding", payload).map_err(RefusedBinding::Wire)?;
-    if binding.id != ticket.id {
-        return Err(RefusedBinding::OtherDevice {
-            binding: binding.id,
-            ticket: ticket.id,
-        });
+    check_life(
+        (binding.id, ticket.id),
+        (binding.sequence, binding.not_after_secs),
+        now,
+    )?;
+    Ok(Verified::new(binding, bytes, key.id()))
+}
+
+/// Believes where the device of `ticket` says that it may be reached.
+///
+/// The caller compares [`EndpointRecord::sequence`] with what it knows; a smaller one is stale.
+///
+/// # Errors
+///
+/// [`RefusedBinding`]: a record is judged like a binding.
+pub fn verify_endpoints(
+    bytes: &[u8],
+    ticket: &Verified<Ticket>,
+    now: Now,
+) -> Result<Verified<EndpointRecord>, RefusedBinding> {
+    let key = PublicKey::P256(ticket.identity_key);
+    let payload = Some(bytes)
+        .filter(|bytes| bytes.len() <= ENDPOINTS_BYTES_MAX)
+        .ok_or(crate::error::EnvelopeError::Malformed)
+        .and_then(Envelope::decode)
+        .and_then(|envelope| envelope.verify(&key, ContentType::Endpoints))
+        .map_err(RefusedBinding::Envelope)?;
+    let record: EndpointRecord =
+        decode_canonical("endpoint record", payload).map_err(RefusedBinding::Wire)?;
+    if record.endpoints.len() > RECORD_ENDPOINTS_MAX || record.relays.len() > RECORD_RELAYS_MAX {
+        return Err(RefusedBinding::Envelope(
+            crate::error::EnvelopeError::Malformed,
+        ));
     }
-    let (end, sequence) = (binding.not_after_secs, binding.sequence);
+    check_life(
+        (record.id, ticket.id),
+        (record.sequence, record.not_after_secs),
+        now,
+    )?;
+    Ok(Verified::new(record, bytes, key.id()))
+}
+
+/// Checks that a statement is of the ticket's device and in its time.
+fn check_life(
+    (binding, ticket): (DeviceId, DeviceId),
+    (sequence, end): (u64, u64),
+    now: Now,
+) -> Result<(), RefusedBinding> {
+    if binding != ticket {
+        return Err(RefusedBinding::OtherDevice { binding, ticket });
+    }
     let secs = end.saturating_sub(sequence);
     if secs > BINDING_LIFE_MAX.as_secs() {
         return Err(RefusedBinding::TooLong { secs });
@@ -169,7 +246,7 @@ pub fn verify_binding(
     if now.wall_is_trusted && sequence > wall.saturating_add(BINDING_AHEAD_MAX.as_secs()) {
         return Err(RefusedBinding::Ahead { sequence });
     }
-    Ok(Verified::new(binding, bytes, key.id()))
+    Ok(())
 }
 
 impl Trust {
@@ -425,6 +502,28 @@ impl Trust {
         }
         let beacon: Beacon = decode_canonical(what, payload).map_err(RefusedStatement::Wire)?;
         Ok(Verified::new(beacon, bytes, key))
+    }
+
+    /// Believes the head of a set of programs, by the policy role key. Order is the caller's to check.
+    ///
+    /// # Errors
+    ///
+    /// [`RefusedStatement`].
+    pub fn verify_bundle_head(
+        &self,
+        bytes: &[u8],
+    ) -> Result<Verified<BundleHead>, RefusedStatement> {
+        self.role_statement(bytes, ContentType::BundleHead, Role::Policy, "bundle head")
+    }
+
+    /// Believes a head of the transparency log, by the checkpoint role key. Order is the caller's to
+    /// check.
+    ///
+    /// # Errors
+    ///
+    /// [`RefusedStatement`].
+    pub fn verify_tree_head(&self, bytes: &[u8]) -> Result<Verified<TreeHead>, RefusedStatement> {
+        self.role_statement(bytes, ContentType::TreeHead, Role::Checkpoint, "tree head")
     }
 
     fn role_statement<T>(

@@ -6,7 +6,7 @@ use std::fmt;
 
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
-use crate::address::{Overlay, OverlayAddresses, Prefix};
+use crate::address::{Overlay, OverlayAddresses, Prefix, Underlay};
 use crate::id::{DeviceId, DeviceName, Digest, Labels, Revision, SiteName, TrustDomain};
 use crate::program::DeviceState;
 
@@ -359,6 +359,56 @@ pub struct SignedProgramBody {
     /// The encoded [`crate::program::Program`].
     #[cbor(n(1), with = "minicbor::bytes")]
     pub program: Vec<u8>,
+}
+
+/// Most endpoints in one record.
+pub const RECORD_ENDPOINTS_MAX: usize = 8;
+/// Most relays in one record.
+pub const RECORD_RELAYS_MAX: usize = 4;
+
+/// Where a device may be reached, by its identity key. A hint: the tunnel proves who is there.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct EndpointRecord {
+    /// The device.
+    #[n(0)]
+    pub id: DeviceId,
+    /// Order; trusted seconds when made, so that it grows even after the device lost its state.
+    #[n(1)]
+    pub sequence: u64,
+    /// End of validity, in seconds since 1970; at most 48 h after `sequence`.
+    #[n(2)]
+    pub not_after_secs: u64,
+    /// Where it may be reached, the best first; at most [`RECORD_ENDPOINTS_MAX`].
+    #[n(3)]
+    pub endpoints: Vec<Underlay>,
+    /// Relays that it has a tunnel with; at most [`RECORD_RELAYS_MAX`].
+    #[n(4)]
+    pub relays: Vec<DeviceId>,
+}
+
+/// The newest set of programs, by the policy role key: who holds an older one sees that it misses something.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct BundleHead {
+    /// The policy revision.
+    #[n(0)]
+    pub revision: Revision,
+    /// What the programs of the revision hash to, together.
+    #[n(1)]
+    pub hash: Digest,
+}
+
+/// The head of the transparency log, by the checkpoint role key.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TreeHead {
+    /// How many entries the log has.
+    #[n(0)]
+    pub size: u64,
+    /// The root of its Merkle tree.
+    #[n(1)]
+    pub root: Digest,
+    /// When made, in seconds since 1970.
+    #[n(2)]
+    pub issued_secs: u64,
 }
 
 /// Who a message on the mesh claims to come from or go to, before any proof.
