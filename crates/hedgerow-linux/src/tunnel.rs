@@ -145,6 +145,16 @@ pub enum Slot {
     Previous,
 }
 
+/// What is done with a pre-shared key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PskSlot {
+    /// Responses under it are taken; the one before is used. For the moment in which we do not know yet
+    /// whether the peer has it.
+    Accepted,
+    /// It is used; responses under the one before are taken.
+    Used,
+}
+
 /// How to open the tunnel.
 pub struct TunnelConfig {
     /// Interface name, at most 15 bytes, e.g. `hedgerow0`.
@@ -263,13 +273,18 @@ pub enum Command {
         /// Where to.
         path: Path,
     },
-    /// Mixes a pre-shared key into the handshakes under the peer's current key. The one before stays as the
-    /// second slot, for a peer that does not have the new one yet; `None` forgets both.
+    /// Mixes a pre-shared key into a peer's handshakes. The one before stays as the second slot, for a peer
+    /// that does not have the new one yet, until a session lives under the new.
     SetPsk {
         /// Which device.
         device: DeviceId,
-        /// The key.
+        /// The pair of keys that it was agreed for, ours first: handshakes under others are made without.
+        /// Absent means the peer's current key and any of ours.
+        keys: Option<[X25519Public; 2]>,
+        /// The key; `None` without `keys` forgets both slots, and with them says nothing.
         psk: Option<PresharedKey>,
+        /// Which slot; without `keys` it is used.
+        slot: PskSlot,
     },
     /// Begins a handshake although a session lives.
     Rekey {

@@ -233,7 +233,12 @@ impl Core {
                 }
             }
             Command::MovePeer { device, path } => self.move_peer(&device, path, now),
-            Command::SetPsk { device, psk } => self.set_psk(&device, psk),
+            Command::SetPsk {
+                device,
+                keys,
+                psk,
+                slot,
+            } => self.set_psk(&device, keys, (psk, slot)),
             Command::Rekey { device } => {
                 if let Some(place) = self.peers.by_device(&device) {
                     self.begin_handshake(place, now);

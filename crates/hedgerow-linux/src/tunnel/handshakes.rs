@@ -119,8 +119,8 @@ impl Core {
         };
         let peer = self.peers.get_mut(place);
         let running = peer.and_then(|p| {
-            let remote = p.handshake.as_ref().map(|h| h.remote)?;
-            let psks = p.key(&remote)?.psks();
+            let (local, remote) = p.handshake.as_ref().map(|h| (h.local, h.remote))?;
+            let psks = p.key(&remote)?.psks(&local);
             Some((p.handshake.as_deref_mut()?, psks))
         });
         let running =
@@ -145,6 +145,13 @@ impl Core {
             remote: handshake.remote,
             psk: psks.get(fitting).is_some_and(Option::is_some),
         };
+        let key = self
+            .peers
+            .get_mut(place)
+            .and_then(|p| p.key_mut(&agreed.remote));
+        if let Some(key) = key {
+            key.answered(&agreed.local, fitting);
+        }
         self.use_session(place, agreed, &keys, now);
     }
 
@@ -215,10 +222,10 @@ impl Core {
         let agreed = peer.sessions.current.as_ref().map(|s| s.agreed);
         let psk = agreed.is_some_and(|a| a.psk);
         // The peer has the newest pre-shared key: nothing may be agreed under an older one any more.
-        if let Some(key) = agreed.and_then(|a| peer.key_mut(&a.remote))
-            && psk
+        if let Some(agreed) = agreed.filter(|a| a.psk)
+            && let Some(key) = peer.key_mut(&agreed.remote)
         {
-            key.former_psk = None;
+            key.forget_former(&agreed.local);
         }
         if let Some(endpoint) = peer.endpoint {
             let device = peer.device;
@@ -285,8 +292,9 @@ impl Core {
         };
         let remote = responder.remote;
         let key = self.peers.get(place).and_then(|p| p.key(&remote));
-        let psk = key.is_some_and(|k| k.psk.is_some());
-        let answer = key.map(|k| responder.respond(k.psk.as_ref(), own_index));
+        let psk = key.and_then(|k| k.psk(&local));
+        let answer = key.map(|_| responder.respond(psk, own_index));
+        let psk = psk.is_some();
         let Some(Ok((mut response, keys, remote_index))) = answer else {
             self.peers.free_index(own_index);
             return;
@@ -376,7 +384,7 @@ impl Core {
         let timestamp = self.timestamp(now);
         let own_index = self.claim_index(place).ok()?;
         let local = self.own_keys().find(|k| k.public == local)?;
-        let psk = self.peers.get(place)?.key(&remote)?.psk.as_ref();
+        let psk = self.peers.get(place)?.key(&remote)?.psk(&local.public);
         let begun = Initiator::begin(local, &remote, psk, (own_index, timestamp), ephemeral);
         let Ok((state, mut bytes)) = begun else {
             self.peers.free_index(own_index);

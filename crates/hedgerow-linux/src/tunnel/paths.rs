@@ -3,12 +3,13 @@
 use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::{self, Path, RELAY_HEADER_BYTES};
+use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now};
 
 use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
 use super::message::{self, HEADER_BYTES};
 use super::timers::{self, NO_REPLY_TIMEOUT};
-use super::{ACTIVE_INTERVAL, Cut, PresharedKey, Report, Roaming};
+use super::{ACTIVE_INTERVAL, Cut, PresharedKey, PskSlot, Report, Roaming};
 
 impl Core {
     /// A relay's frame: one we pass on, or one for us.
@@ -93,11 +94,28 @@ impl Core {
         }
     }
 
-    pub(super) fn set_psk(&mut self, device: &DeviceId, psk: Option<PresharedKey>) {
+    pub(super) fn set_psk(
+        &mut self,
+        device: &DeviceId,
+        keys: Option<[X25519Public; 2]>,
+        (psk, slot): (Option<PresharedKey>, PskSlot),
+    ) {
         let place = self.peers.by_device(device);
-        let peer = place.and_then(|p| self.peers.get_mut(p));
-        if let Some(key) = peer.and_then(|p| p.current_key.as_mut()) {
-            key.set_psk(psk);
+        let Some(peer) = place.and_then(|p| self.peers.get_mut(p)) else {
+            return;
+        };
+        match (keys, psk) {
+            (Some([local, remote]), Some(psk)) => {
+                if let Some(key) = peer.key_mut(&remote) {
+                    key.set_agreed(local, psk, slot);
+                }
+            }
+            (Some(_), None) => {}
+            (None, psk) => {
+                if let Some(key) = peer.current_key.as_mut() {
+                    key.set_psk(psk);
+                }
+            }
         }
     }
 

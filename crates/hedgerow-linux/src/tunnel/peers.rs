@@ -18,7 +18,7 @@ use super::session::Session;
 use super::timers::{PERSISTENT_KEEPALIVE_MIN, REJECT_AFTER_TIME};
 use super::waiting::Queue;
 use super::{
-    PeerConfig, PeerRefusal, PeerStatus, PresharedKey, Roaming, SILENT_MIN, Secrecy, Slot,
+    PeerConfig, PeerRefusal, PeerStatus, PresharedKey, PskSlot, Roaming, SILENT_MIN, Secrecy, Slot,
 };
 
 /// A peer's key with what is remembered about it.
@@ -29,11 +29,47 @@ pub(super) struct RemoteKey {
     pub(super) psk: Option<PresharedKey>,
     /// What was mixed in before, until a session lives under `psk`: the peer may not have it yet.
     pub(super) former_psk: Option<Option<PresharedKey>>,
+    /// Agreed for this key and one of ours, the newest first; they come before `psk`.
+    agreed: Vec<AgreedPsk>,
     /// Of the last initiation accepted under this key.
     pub(super) last_timestamp: Option<Timestamp>,
     /// When it came.
     pub(super) last_initiation: Option<Mono>,
     cookie: Option<(Cookie, Mono)>,
+}
+
+/// Of our newest key and the one before.
+const AGREED_MAX: usize = 2;
+
+/// The pre-shared keys of one pair of keys.
+struct AgreedPsk {
+    /// Ours.
+    local: X25519Public,
+    used: Option<PresharedKey>,
+    /// Accepted as well; `Some(None)` accepts that there is none.
+    other: Option<Option<PresharedKey>>,
+    /// Whether `other` is to be used next, and not what was used before.
+    other_is_newer: bool,
+}
+
+impl AgreedPsk {
+    fn set(&mut self, psk: PresharedKey, slot: PskSlot) {
+        let is_used = self
+            .used
+            .as_ref()
+            .is_some_and(|u| u.expose() == psk.expose());
+        match slot {
+            _ if is_used => {}
+            PskSlot::Accepted => {
+                self.other = Some(Some(psk));
+                self.other_is_newer = true;
+            }
+            PskSlot::Used => {
+                self.other = Some(self.used.replace(psk));
+                self.other_is_newer = false;
+            }
+        }
+    }
 }
 
 impl RemoteKey {
@@ -43,6 +79,7 @@ impl RemoteKey {
             macs: MacKeys::of(&public),
             psk,
             former_psk: None,
+            agreed: Vec::new(),
             last_timestamp: None,
             last_initiation: None,
             cookie: None,
@@ -64,11 +101,61 @@ impl RemoteKey {
         self.psk = psk;
     }
 
-    /// What a response may have been made with, the newest first.
-    pub(super) fn psks(&self) -> Vec<Option<PresharedKey>> {
-        std::iter::once(self.psk.clone())
-            .chain(self.former_psk.clone())
-            .collect()
+    /// Puts a pre-shared key agreed for this key and `local` into a slot.
+    pub(super) fn set_agreed(&mut self, local: X25519Public, psk: PresharedKey, slot: PskSlot) {
+        let known = self.agreed.iter().position(|a| a.local == local);
+        let mut entry = known.map_or_else(
+            || AgreedPsk {
+                local,
+                used: self.psk.clone(),
+                other: None,
+                other_is_newer: false,
+            },
+            |place| self.agreed.remove(place),
+        );
+        entry.set(psk, slot);
+        self.agreed.insert(0, entry);
+        self.agreed.truncate(AGREED_MAX);
+    }
+
+    fn agreed(&self, local: &X25519Public) -> Option<&AgreedPsk> {
+        self.agreed.iter().find(|a| a.local == *local)
+    }
+
+    /// What handshakes with our key `local` are made with.
+    pub(super) fn psk(&self, local: &X25519Public) -> Option<&PresharedKey> {
+        match self.agreed(local) {
+            Some(agreed) => agreed.used.as_ref(),
+            None => self.psk.as_ref(),
+        }
+    }
+
+    /// What a response to our key `local` may have been made with: what is used, then the other.
+    pub(super) fn psks(&self, local: &X25519Public) -> Vec<Option<PresharedKey>> {
+        let (used, other) = match self.agreed(local) {
+            Some(agreed) => (&agreed.used, &agreed.other),
+            None => (&self.psk, &self.former_psk),
+        };
+        std::iter::once(used.clone()).chain(other.clone()).collect()
+    }
+
+    /// The peer answered under the one at `place` of [`Self::psks`]. When that is one we only accepted,
+    /// both have it now.
+    pub(super) fn answered(&mut self, local: &X25519Public, place: usize) {
+        let agreed = self.agreed.iter_mut().find(|a| a.local == *local);
+        if let Some(agreed) = agreed.filter(|a| place > 0 && a.other_is_newer) {
+            agreed.used = agreed.other.take().flatten();
+            agreed.other_is_newer = false;
+        }
+    }
+
+    /// A session lives under what is used: there is no way back to what was used before.
+    pub(super) fn forget_former(&mut self, local: &X25519Public) {
+        match self.agreed.iter_mut().find(|a| a.local == *local) {
+            Some(agreed) if agreed.other_is_newer => {}
+            Some(agreed) => agreed.other = None,
+            None => self.former_psk = None,
+        }
     }
 
     pub(super) fn cookie(&self, now: Mono) -> Option<&Cookie> {

@@ -7,7 +7,7 @@ use hedgerow_model::Now;
 use std::time::Duration;
 
 use super::pair::*;
-use crate::tunnel::{Command, Cut, PresharedKey, Report, Roaming, Secrecy};
+use crate::tunnel::{Command, Cut, PresharedKey, PskSlot, Report, Roaming, Secrecy};
 
 fn psk(n: u8) -> PresharedKey {
     PresharedKey::from_bytes([n; 32])
@@ -171,6 +171,8 @@ fn tunnel_a_new_pre_shared_key_works_while_only_one_side_has_it() {
         a.tell(
             Command::SetPsk {
                 device,
+                keys: None,
+                slot: PskSlot::Used,
                 psk: Some(psk(key)),
             },
             at(first),
@@ -187,6 +189,8 @@ fn tunnel_a_new_pre_shared_key_works_while_only_one_side_has_it() {
         b.tell(
             Command::SetPsk {
                 device,
+                keys: None,
+                slot: PskSlot::Used,
                 psk: Some(psk(key)),
             },
             at(first + 2),
@@ -211,6 +215,8 @@ fn tunnel_a_session_under_the_new_key_ends_the_former_one() {
         node.tell(
             Command::SetPsk {
                 device: other,
+                keys: None,
+                slot: PskSlot::Used,
                 psk: Some(psk(5)),
             },
             at(2),
@@ -228,6 +234,8 @@ fn tunnel_a_session_under_the_new_key_ends_the_former_one() {
     b.tell(
         Command::SetPsk {
             device: other,
+            keys: None,
+            slot: PskSlot::Used,
             psk: None,
         },
         at(3),
@@ -262,6 +270,8 @@ fn tunnel_where_a_pre_shared_key_is_required_packets_wait_for_it_and_messages_do
     a.tell(
         Command::SetPsk {
             device,
+            keys: None,
+            slot: PskSlot::Used,
             psk: Some(psk(7)),
         },
         at(3),
@@ -332,4 +342,72 @@ fn tunnel_packets_above_a_path_s_bound_are_answered_with_too_big() {
     a.send(&packet(v6(1), v6(2), &[0; 1200]), at(3));
     pump(&mut a, &mut b, at(3));
     assert_eq!(b.got().len(), 1);
+}
+
+/// Tells a node of a key for the pair of its own key and the other's.
+fn agree(node: &mut Node, own: u8, other: (u8, &Node), (n, slot): (u8, PskSlot)) {
+    let command = Command::SetPsk {
+        device: other.1.device(),
+        keys: Some([secret(own).public(), secret(other.0).public()]),
+        psk: Some(psk(n)),
+        slot,
+    };
+    node.tell(command, at(2));
+}
+
+fn rekey(from: &mut Node, to: &mut Node, second: u64) -> (Option<bool>, Option<bool>) {
+    let device = to.device();
+    from.tell(Command::Rekey { device }, at(second));
+    pump(from, to, at(second));
+    let had = |node: &mut Node| {
+        let said = node.said().into_iter().rev();
+        said.filter_map(|r| {
+            if let Report::Established { psk, .. } = r {
+                return Some(psk);
+            }
+            None
+        })
+        .next()
+    };
+    (had(from), had(to))
+}
+
+#[test]
+fn tunnel_at_each_step_of_an_exchange_either_side_can_begin() {
+    let (mut a, mut b) = reporting_pair();
+    type Step = dyn Fn(&mut Node, &mut Node);
+    let steps: [&Step; 3] = [
+        &|a, b| agree(a, 1, (2, b), (5, PskSlot::Accepted)),
+        &|a, b| agree(b, 2, (1, a), (5, PskSlot::Used)),
+        &|a, b| agree(a, 1, (2, b), (5, PskSlot::Used)),
+    ];
+    for (number, step) in (0u64..).zip(steps) {
+        step(&mut a, &mut b);
+        let second = 10 + 20 * number;
+        // The first that A is answered under the new key proves it to both.
+        let secret = number > 0;
+        let both = (Some(secret), Some(secret));
+        assert_eq!(rekey(&mut a, &mut b, second), both, "step {number}");
+        assert_eq!(rekey(&mut b, &mut a, second + 10), both, "step {number}");
+    }
+    assert_eq!(
+        a.core.stats().dropped_forged + b.core.stats().dropped_forged,
+        0
+    );
+}
+
+#[test]
+fn tunnel_a_key_of_our_own_begins_without_a_pre_shared_key_and_the_former_pair_keeps_its() {
+    let (mut a, mut b) = reporting_pair();
+    agree(&mut a, 1, (2, &b), (5, PskSlot::Used));
+    agree(&mut b, 2, (1, &a), (5, PskSlot::Used));
+    assert_eq!(rekey(&mut a, &mut b, 10), (Some(true), Some(true)));
+    let public = a.rotate(9, at(20));
+    // B does not know the new key: the former pair goes on, secret as before.
+    assert_eq!(rekey(&mut b, &mut a, 30), (Some(true), Some(true)));
+    let mut config = a.config();
+    config.public_key = public;
+    config.roaming = Roaming::Report;
+    b.tell(Command::SetPeer(config), at(40));
+    assert_eq!(rekey(&mut b, &mut a, 50), (Some(false), Some(false)));
 }
