@@ -20,8 +20,8 @@ use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::path::Path;
 use hedgerow_model::program::Program;
 use hedgerow_model::statement::{
-    Beacon, Binding, Manifest, NameEntry, Names, P256Public, RevocationList, SignedProgramBody,
-    SiteConfig, States, Ticket, X25519Public,
+    Beacon, Binding, BundleHead, EndpointRecord, Manifest, NameEntry, Names, P256Public,
+    RevocationList, SignedProgramBody, SiteConfig, States, Ticket, TreeHead, X25519Public,
 };
 use hedgerow_model::wire::decode_canonical;
 use hedgerow_sync::frame::FrameReader;
@@ -52,6 +52,9 @@ pub const TARGETS: &[Target] = &[
     ("policy", policy),
     ("names", names),
     ("measure", measure),
+    ("post_quantum", post_quantum),
+    ("items", items),
+    ("membership", membership),
 ];
 
 /// COSE envelopes and every statement they may carry.
@@ -221,6 +224,25 @@ pub fn segments(data: &[u8]) {
     }
     coalescer.flush(&mut memory, &mut count);
     assert!(count.0 <= data.len());
+}
+
+/// The exchange for a pre-shared key.
+pub fn post_quantum(data: &[u8]) {
+    drop(hedgerow_mesh::psk::Message::decode(data));
+}
+
+/// Announcements, pieces and digests of signed items, and their statements.
+pub fn items(data: &[u8]) {
+    drop(hedgerow_mesh::items::Message::decode(data));
+    let payload = Envelope::decode(data).map_or(data, |e| e.unverified_payload());
+    drop(decode_canonical::<EndpointRecord>("endpoints", payload));
+    drop(decode_canonical::<BundleHead>("bundle head", payload));
+    drop(decode_canonical::<TreeHead>("tree head", payload));
+}
+
+/// Membership of relays.
+pub fn membership(data: &[u8]) {
+    drop(hedgerow_mesh::membership::decode(data));
 }
 
 /// Policy files.

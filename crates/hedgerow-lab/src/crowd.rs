@@ -321,6 +321,10 @@ impl Peer {
                 | Output::Release { .. }
                 | Output::RemovePeer { .. }
                 | Output::Refused { .. }
+                | Output::PskFailed { .. }
+                | Output::ItemArrived { .. }
+                | Output::ItemForked { .. }
+                | Output::Member { .. }
                 | Output::Remember(_)
                 | Output::Forget(_) => {}
             }

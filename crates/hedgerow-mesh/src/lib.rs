@@ -24,16 +24,20 @@
 //! # Not here
 //!
 //! The tunnel itself (`hedgerow-linux`), signatures and trust (`hedgerow-identity`), what a peer may do
-//! (`hedgerow-policy`).
+//! (`hedgerow-policy`). What agents say inside a tunnel has a module each: [`path`], [`relay`],
+//! [`lookup`], [`psk`], [`membership`], [`items`], [`measure`].
 //!
 //! Start reading at [`Mesh`].
 #![forbid(unsafe_code)]
 
 pub mod budget;
 mod cbor;
+mod content;
 pub mod introduction;
+pub mod items;
 pub mod lookup;
 pub mod measure;
+pub mod membership;
 mod memory;
 mod mesh;
 pub mod names;
@@ -41,15 +45,19 @@ mod noise;
 mod output;
 pub mod path;
 mod peer;
+pub mod psk;
 mod random;
 pub mod relay;
 mod timers;
 
+pub use content::MalformedContent;
 pub use introduction::IntroductionSecret;
+pub use items::ItemRefusal;
 pub use memory::{ENDPOINTS_MAX, Memory, REMEMBERED_MAX};
 pub use mesh::{
-    ANSWER_WITHIN, ANSWERING_MAX, ASKING_MAX, Admission, CLOCK_AHEAD_MAX, HEARD_MAX, IDLE_FORGET,
-    KEY_OVERLAP, LOOKUPS_MAX, Mesh, OwnError, OwnIdentity, PEERS_MAX, PeerStatus, REJOIN_MAX,
-    REPORT_EVERY, Resolved, Session, Status, UNREACHABLE_FOR, UNREACHABLE_MAX, View, Work,
+    ANSWER_WITHIN, ANSWERING_MAX, ASKING_MAX, Admission, CLOCK_AHEAD_MAX, GossipStatus, HEARD_MAX,
+    IDLE_FORGET, KEY_OVERLAP, LOOKUPS_MAX, Mesh, OwnError, OwnIdentity, PEERS_MAX, PeerStatus,
+    REJOIN_MAX, REPORT_EVERY, Resolved, Session, Status, UNREACHABLE_FOR, UNREACHABLE_MAX, View,
+    Work,
 };
 pub use output::{Output, Psk, Refusal, Removal, TunnelOrder, Unreachable};

@@ -28,12 +28,14 @@ use tables::{Heard, UnreachableTable};
 mod answer;
 mod ask;
 mod count;
+pub(crate) mod gossip;
 mod peers;
 mod status;
 mod tables;
 mod ways;
 
 pub use count::Work;
+pub use gossip::GossipStatus;
 pub use status::{PeerStatus, Status};
 use ways::Ways;
 
@@ -196,6 +198,7 @@ pub struct Mesh {
     ways: Ways,
     timers: Timers<Timer>,
     budgets: Budgets,
+    gossip: gossip::Gossip,
     random: Random,
     counts: Counts,
     /// Handed out before `output`.
@@ -209,6 +212,7 @@ impl Mesh {
         let mut random = Random::new(seed);
         let budgets = Budgets::new(random.bytes());
         let ways = Ways::new(|| *random.bytes());
+        let gossip = gossip::Gossip::new(&mut random);
         Self {
             own: None,
             peers: Peers::default(),
@@ -221,6 +225,7 @@ impl Mesh {
             ways,
             timers: Timers::new(),
             budgets,
+            gossip,
             random,
             counts: Counts::default(),
             removals: VecDeque::new(),
@@ -252,6 +257,7 @@ impl Mesh {
         if identity.introduction.public() != identity.ticket.introduction_key {
             return Err(OwnError::OtherKey);
         }
+        self.gossip.handle_own(&identity, view);
         let shown = Shown::of(&identity.ticket, &identity.binding);
         let before = self.own.replace(Own { identity, shown });
         match before {
@@ -386,6 +392,7 @@ impl Mesh {
 
     /// Takes the passing of time.
     pub fn handle_timeout(&mut self, view: View<'_>) {
+        self.gossip.handle_timeout(view.now.mono);
         while let Some(timer) = self.timers.due(view.now.mono) {
             match timer {
                 Timer::Lookup(query) => {
@@ -413,6 +420,7 @@ impl Mesh {
     /// Returns the next thing to do, if any. Call it until `None` after every `handle_*`; until then
     /// the queue holds at most a few outputs per peer.
     pub fn poll(&mut self) -> Option<Output> {
+        self.gossip.drain(&mut self.output);
         self.removals
             .pop_front()
             .or_else(|| self.output.pop_front())
@@ -420,11 +428,11 @@ impl Mesh {
 
     /// Returns when [`Self::handle_timeout`] next has something to decide, and what that is.
     pub fn deadline(&self) -> (Mono, &'static str) {
-        let ways = self.ways.deadline();
+        let (ways, gossip) = (self.ways.deadline(), self.gossip.deadline());
         match self.timers.first() {
-            Some((at, timer)) if at <= ways => (at, timer.reason()),
-            Some(_) | None if ways < Mono::NEVER => (ways, "look after paths"),
-            Some(_) | None => (Mono::NEVER, "nothing"),
+            Some((at, timer)) if at <= ways.min(gossip.0) => (at, timer.reason()),
+            Some(_) | None if ways < gossip.0 => (ways, "look after paths"),
+            Some(_) | None => gossip,
         }
     }
 

@@ -115,7 +115,7 @@ fn derive(chain: &Key, input: &[u8]) -> (Key, Key) {
 }
 
 /// HMAC (RFC 2104) over BLAKE2s with a key of one hash.
-fn hmac(key: &Key, parts: &[&[u8]]) -> Key {
+pub(crate) fn hmac(key: &Key, parts: &[&[u8]]) -> Key {
     let mut pad = Zeroizing::new([0u8; BLOCK_BYTES]);
     for (slot, byte) in pad.iter_mut().zip(key.iter()) {
         *slot = *byte;

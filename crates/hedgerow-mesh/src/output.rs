@@ -6,12 +6,14 @@ use hedgerow_identity::Verified;
 use hedgerow_identity::error::{RefusedBinding, RefusedTicket};
 use hedgerow_model::Fault;
 use hedgerow_model::address::{Overlay, OverlayAddresses};
-use hedgerow_model::id::DeviceId;
+use hedgerow_model::id::{DeviceId, Revision};
 use hedgerow_model::path::{Path, RelaySession};
-use hedgerow_model::statement::{PeerQuery, Ticket, X25519Public};
+use hedgerow_model::statement::{KeyId, PeerQuery, Ticket, X25519Public};
 use zeroize::Zeroizing;
 
+use crate::items::{Item, ItemKind};
 use crate::memory::Memory;
+use crate::psk::PskUse;
 
 /// One thing to do, in the order given: removals stand before everything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +112,38 @@ pub enum Output {
         /// At most [`crate::relay::HOME_RELAYS`].
         relays: Vec<DeviceId>,
     },
+    /// An exchange for a pre-shared key was given up; it is begun again after a pause.
+    PskFailed {
+        /// With which device.
+        device: DeviceId,
+        /// How many failed since the last that did not.
+        failures: u32,
+    },
+    /// A signed item came from a peer and verified; its own order, not that of other sources, was kept.
+    ItemArrived {
+        /// From which device it came; says nothing about whose it is.
+        from: DeviceId,
+        /// What.
+        item: Box<Item>,
+    },
+    /// A signer said two things under one version: its key is misused. What was held stays.
+    ItemForked {
+        /// From which device the second came.
+        from: DeviceId,
+        /// What.
+        kind: ItemKind,
+        /// The version.
+        version: Revision,
+        /// The signer's key.
+        signer: KeyId,
+    },
+    /// Another relay came, or others believe that it went. A hint for choosing relays, never a verdict.
+    Member {
+        /// Which device.
+        device: DeviceId,
+        /// Whether it came.
+        is_up: bool,
+    },
     /// Write this to the disk cache, in place of the device's former record.
     Remember(Memory),
     /// Delete the device's record from the disk cache.
@@ -144,12 +178,16 @@ pub enum TunnelOrder {
         /// Bytes of an inner packet.
         mtu: Option<u16>,
     },
-    /// Mix this key into the peer's handshakes from now on; the one before stays as the second slot.
+    /// Mix this key into handshakes with the peer.
     SetPsk {
         /// Which device.
         device: DeviceId,
+        /// The pair of WireGuard keys that it was agreed for, ours first.
+        keys: [X25519Public; 2],
         /// The key.
         psk: Psk,
+        /// How. A handshake that is to begin at once is ordered beside.
+        what: PskUse,
     },
     /// Begin a handshake with a peer although a session lives.
     Rekey {
@@ -222,13 +260,15 @@ macro_rules! reasons {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
     };
 }
+
+pub(crate) use reasons;
 
 reasons! {
     /// Why packets for an address cannot go.

@@ -176,6 +176,10 @@ fn converse(
                 | Output::PathLost { .. }
                 | Output::HomeRelays { .. }
                 | Output::Refused { .. }
+                | Output::PskFailed { .. }
+                | Output::ItemArrived { .. }
+                | Output::ItemForked { .. }
+                | Output::Member { .. }
                 | Output::Remember(_)
                 | Output::Forget(_) => {}
             }

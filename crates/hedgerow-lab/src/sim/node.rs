@@ -14,9 +14,10 @@ use hedgerow_identity::standing::Standing;
 use hedgerow_linux::tunnel::core::{Core, CoreConfig, Handled, OVERHEAD_BYTES, Output as Wire};
 use hedgerow_linux::tunnel::message::HEADER_BYTES;
 use hedgerow_linux::tunnel::{
-    Command, Cut, MTU_DEFAULT, PeerConfig, PresharedKey, PrivateKey, Rejection, Report, Roaming,
-    Secrecy, Slot, inner,
+    Command, Cut, MTU_DEFAULT, PeerConfig, PresharedKey, PrivateKey, PskSlot, Rejection, Report,
+    Roaming, Secrecy, Slot, inner,
 };
+use hedgerow_mesh::psk::PskUse;
 use hedgerow_mesh::{
     Admission, Memory, Mesh, Output, Resolved, Session, TunnelOrder, Unreachable, View,
 };
@@ -323,6 +324,10 @@ impl Node {
                 | Output::PathChanged { .. }
                 | Output::PathLost { .. }
                 | Output::HomeRelays { .. }
+                | Output::PskFailed { .. }
+                | Output::ItemArrived { .. }
+                | Output::ItemForked { .. }
+                | Output::Member { .. }
                 | Output::Refused { .. }) => {
                     commands(output)
                         .into_iter()
@@ -417,6 +422,10 @@ fn commands(output: Output) -> Vec<Command> {
         | Output::PathChanged { .. }
         | Output::PathLost { .. }
         | Output::HomeRelays { .. }
+        | Output::PskFailed { .. }
+        | Output::ItemArrived { .. }
+        | Output::ItemForked { .. }
+        | Output::Member { .. }
         | Output::Refused { .. }
         | Output::Remember(_)
         | Output::Forget(_) => Vec::new(),
@@ -441,9 +450,19 @@ fn order_of(order: TunnelOrder) -> Command {
         },
         TunnelOrder::MovePeer { device, path } => Command::MovePeer { device, path },
         TunnelOrder::SetPathMtu { device, mtu } => Command::SetPathMtu { device, mtu },
-        TunnelOrder::SetPsk { device, psk } => Command::SetPsk {
+        TunnelOrder::SetPsk {
             device,
+            keys,
+            psk,
+            what,
+        } => Command::SetPsk {
+            device,
+            keys: Some(keys),
             psk: Some(PresharedKey::from_bytes(*psk.expose())),
+            slot: match what {
+                PskUse::Accept => PskSlot::Accepted,
+                PskUse::Use | PskUse::UseNow => PskSlot::Used,
+            },
         },
         TunnelOrder::Rekey { device } => Command::Rekey { device },
         TunnelOrder::SetRelay { session, from, to } => Command::SetRelay { session, from, to },
@@ -462,9 +481,14 @@ fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
             bytes,
         } => mesh.handle_message(device, from, &bytes, view),
         Report::Established {
-            device, endpoint, ..
+            device,
+            endpoint,
+            psk,
+        } => {
+            mesh.handle_session(device, Session::Established(endpoint), view);
+            mesh.handle_agreed(device, psk, view);
         }
-        | Report::Roamed { device, endpoint } => {
+        Report::Roamed { device, endpoint } => {
             mesh.handle_session(device, Session::Established(endpoint), view);
         }
         Report::Idle { device } => mesh.handle_session(device, Session::Idle, view),

@@ -70,6 +70,7 @@ impl Mesh {
             relays: before.map(|peer| peer.relays).unwrap_or_default(),
         };
         self.remember_peer(&peer, endpoint.filter(|_| is_new), true);
+        self.gossip.handle_peer(&peer, now);
         let ticket = peer.ticket.clone();
         self.peers.insert(peer);
         self.note_relay(&ticket, view);
@@ -176,6 +177,7 @@ impl Mesh {
         };
         self.timers.clear(Timer::Peer(device));
         self.way_removed(device, now);
+        self.gossip.handle_removed(device);
         match reason {
             Removal::Idle | Removal::Displaced | Removal::Unanswered => {
                 self.memories.keep_key(peer.binding.wireguard_key, device);
@@ -203,6 +205,7 @@ impl Mesh {
         let Some(peer) = self.peers.get_mut(device) else {
             return;
         };
+        self.gossip.handle_session(&peer.ticket, view.now.mono);
         peer.endpoint = Some(endpoint);
         let stale = self.own.as_ref().is_some_and(|own| own.shown != peer.shown);
         if stale && peer.introduce_at.is_none() {
@@ -244,6 +247,7 @@ impl Mesh {
         if let Some(peer) = self.peers.get(device) {
             let since = peer.idle_since.unwrap_or(view.now.mono);
             self.peers.set_idle_since(device, Some(since));
+            self.gossip.handle_idle(device, view.now.mono);
             self.plan(device, view.now);
             self.way_ended(device, view.now.mono);
         }

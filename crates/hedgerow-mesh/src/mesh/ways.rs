@@ -131,23 +131,24 @@ impl Mesh {
             self.refuse(Refusal::Malformed, Some(from), Some(device), view.now.mono);
             return;
         };
-        let understood = match kind {
+        let refused = |understood: bool| (!understood).then_some(Refusal::Malformed);
+        let refused = match kind {
             MessageKind::Path => {
                 let content = (content, bytes.len());
                 self.ways
                     .paths
                     .handle_message(device, from, content, view.now.mono);
-                true
+                None
             }
-            MessageKind::Relay => self.relay_message(device, content, view.now.mono),
-            MessageKind::Lookup => self.lookup_message(device, content, view.now.mono),
-            MessageKind::PostQuantum
-            | MessageKind::Membership
-            | MessageKind::Items
-            | MessageKind::Measure => false,
+            MessageKind::Relay => refused(self.relay_message(device, content, view.now.mono)),
+            MessageKind::Lookup => refused(self.lookup_message(device, content, view.now.mono)),
+            MessageKind::PostQuantum | MessageKind::Membership | MessageKind::Items => {
+                self.handle_gossip(device, (kind, content), view).err()
+            }
+            MessageKind::Measure => refused(false),
         };
-        if !understood {
-            self.refuse(Refusal::Malformed, Some(from), Some(device), view.now.mono);
+        if let Some(reason) = refused {
+            self.refuse(reason, Some(from), Some(device), view.now.mono);
         }
         self.drain_ways(view);
     }

@@ -450,6 +450,10 @@ impl World {
                 Output::Release { .. }
                 | Output::Reject { .. }
                 | Output::Refused { .. }
+                | Output::PskFailed { .. }
+                | Output::ItemArrived { .. }
+                | Output::ItemForked { .. }
+                | Output::Member { .. }
                 | Output::Tunnel(_)
                 | Output::PathChanged { .. }
                 | Output::PathLost { .. }
