@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedgerow_linux::disk;
+use hedgerow_mesh::psk::PostQuantum;
 use hedgerow_model::address::Prefix;
 use hedgerow_model::config::{self, FILE_BYTES_MAX, FRAGMENTS_MAX, Layer, Merged, Origin};
 use serde::Deserialize;
@@ -27,6 +28,7 @@ pub(crate) struct Config {
     pub(crate) mtu: u16,
     pub(crate) endpoints: Vec<SocketAddr>,
     pub(crate) consents_to_bench: bool,
+    pub(crate) post_quantum: PostQuantum,
     pub(crate) hosts_file: Option<PathBuf>,
     pub(crate) resolver: Option<SocketAddr>,
     pub(crate) trial: Duration,
@@ -83,6 +85,9 @@ struct RawMesh {
     endpoints: Vec<SocketAddr>,
     /// Whether peers may measure throughput to this device: `allow` or `deny`. Default: `deny`.
     bench: Consent,
+    /// What may pass to a peer before both agreed on a post-quantum key: `prefer` lets everything
+    /// pass, `strict` nothing but that exchange. Default: `prefer`.
+    post_quantum: RawPostQuantum,
 }
 
 /// Whether peers may measure throughput.
@@ -91,6 +96,14 @@ struct RawMesh {
 enum Consent {
     Allow,
     Deny,
+}
+
+/// What may pass before a post-quantum key is agreed.
+#[derive(Debug, Clone, Copy, Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+enum RawPostQuantum {
+    Prefer,
+    Strict,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -160,6 +173,7 @@ impl Default for RawMesh {
             mtu: 1420,
             endpoints: Vec::new(),
             bench: Consent::Deny,
+            post_quantum: RawPostQuantum::Prefer,
         }
     }
 }
@@ -294,6 +308,10 @@ impl Config {
             endpoints: raw.mesh.endpoints,
             consents_to_bench: raw.mesh.bench == Consent::Allow,
             resolver: resolver(&raw.names.resolver)?,
+            post_quantum: match raw.mesh.post_quantum {
+                RawPostQuantum::Prefer => PostQuantum::Prefer,
+                RawPostQuantum::Strict => PostQuantum::Strict,
+            },
             hosts_file: Some(raw.names.hosts_file).filter(|p| !p.as_os_str().is_empty()),
             trial: Duration::from_secs(trial),
             verify_every: Duration::from_secs(verify),

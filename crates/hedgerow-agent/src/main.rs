@@ -94,12 +94,26 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Take signed revocations or states from a file, for this device and all that it reaches
+    Revocations {
+        #[command(subcommand)]
+        command: RevocationsCommand,
+    },
     /// Show the fingerprint of this device's key
     Fingerprint,
     /// Show the configuration
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RevocationsCommand {
+    /// Take a signed list, as `hedgerow-control revoke` writes it; the running agent hands it on
+    Import {
+        /// The signed list
+        file: PathBuf,
     },
 }
 
@@ -187,6 +201,9 @@ async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Check => return check(cli, &config).await,
         Command::Off => done(shell::offline::off(&config).await?)?,
         Command::Leave { force } => done(shell::offline::leave(&config, *force).await?)?,
+        Command::Revocations {
+            command: RevocationsCommand::Import { file },
+        } => done(shell::offline::import(&config, file).await?)?,
         Command::Fingerprint => {
             let text = shell::offline::own_fingerprint(&config)?;
             print(&if cli.json {

@@ -5,6 +5,7 @@ pub(crate) mod capture;
 pub(crate) mod clock;
 pub(crate) mod enroll;
 pub(crate) mod entropy;
+mod gossip;
 pub(crate) mod identity;
 mod leave;
 pub(crate) mod lifeline;

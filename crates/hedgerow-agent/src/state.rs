@@ -19,6 +19,7 @@
 
 mod adopt;
 mod closed;
+mod gossip;
 mod kernel;
 mod measure;
 mod peers;
@@ -35,6 +36,7 @@ use hedgerow_identity::Verified;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
 use hedgerow_linux::tunnel::Rejection;
+use hedgerow_mesh::items::ItemKind;
 use hedgerow_mesh::measure::Answer;
 use hedgerow_mesh::names::Zone;
 use hedgerow_mesh::{Memory, Mesh, OwnIdentity, TunnelOrder, View};
@@ -46,7 +48,7 @@ use hedgerow_model::program::{DeviceState, Program};
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::ruleset::{Askers, Profile, ProfileId, Ruleset};
 use hedgerow_model::statement::{Names, P256Public, PeerQuery, SiteConfig, Ticket, X25519Public};
-use hedgerow_model::{Mono, Now};
+use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_policy::Facts;
 use hedgerow_sync::agent::Holdings;
 use hedgerow_sync::message::{Stage, Verified as VerifiedTable};
@@ -104,6 +106,8 @@ pub(crate) enum Step {
     Probe,
     /// Tell whoever asked what was measured.
     Answer(u64, Box<Answer>),
+    /// It is this late at least: an issuer signed it.
+    Present(Wall),
 }
 
 /// What the tunnel is told.
@@ -308,6 +312,7 @@ impl State {
         }
         self.refresh(now);
         self.publish_names();
+        self.share(ResourceKind::ALL, now);
         let controllers = self.controllers();
         self.steps.push_back(Step::Controllers(controllers));
         self.steps.push_back(Step::BindKey);
@@ -384,7 +389,11 @@ impl State {
         match self.world.trust.verify_beacon(bytes, &self.world.standing) {
             Ok(beacon) => {
                 let secs = beacon.issued_secs;
-                self.world.standing.adopt_beacon(beacon).then_some(secs)
+                let is_news = self.world.standing.adopt_beacon(beacon);
+                if is_news {
+                    self.share_item(ItemKind::Beacon, bytes, now);
+                }
+                is_news.then_some(secs)
             }
             Err(refused) => {
                 self.refuse(now, None, &refused.to_string(), refused.reason());
@@ -566,6 +575,16 @@ impl State {
     /// Returns the mesh's own account of itself.
     pub(crate) fn mesh_status(&self) -> hedgerow_mesh::Status {
         self.mesh.status()
+    }
+
+    /// Returns what is gossiped.
+    pub(crate) fn gossip_status(&self) -> hedgerow_mesh::GossipStatus {
+        self.mesh.gossip_status()
+    }
+
+    /// Returns how far a peer's pre-shared key is.
+    pub(crate) fn psk_status(&self, device: DeviceId) -> Option<hedgerow_mesh::psk::PskStatus> {
+        self.mesh.psk_status(device)
     }
 
     /// Returns the overlay pools of the trust domain.

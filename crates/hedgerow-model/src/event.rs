@@ -137,6 +137,10 @@ events! {
     40 RelayJoined "relay_joined" Informational;
     /// This device left a relay, because it is dead, out of service, or another is nearer.
     41 RelayLeft "relay_left" Low;
+    /// A signer said two things under one version: its key is misused, and what was held stays; details `item`, `version`, `signer`.
+    42 ItemForked "item_forked" High;
+    /// A peer and this device do not come to a pre-shared key; it is tried again; detail `failures`.
+    43 PskFailed "psk_failed" Low;
 }
 
 impl fmt::Display for EventKind {

@@ -7,10 +7,11 @@ use hedgerow_identity::certificate::{Purpose, check_leaf};
 use hedgerow_identity::rotation::Uplink;
 use hedgerow_linux::link::{self, Link};
 use hedgerow_linux::tunnel::{
-    Command, Cut, PeerConfig, PresharedKey, PrivateKey, Report, Roaming, Secrecy, Slot, Tunnel,
-    TunnelConfig,
+    Command, Cut, PeerConfig, PresharedKey, PrivateKey, PskSlot, Report, Roaming, Secrecy, Slot,
+    Tunnel, TunnelConfig,
 };
 use hedgerow_linux::{conntrack, hosts, process, tunnel};
+use hedgerow_mesh::psk::{PostQuantum, PskUse};
 use hedgerow_mesh::{OwnIdentity, TunnelOrder};
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{Event, EventKind};
@@ -129,11 +130,16 @@ impl Daemon {
                     session.ping(now.mono);
                 }
             }
+            Step::Present(at) => self.note_present(at),
             Step::Tunnel(order) => self.tell_tunnel(order),
         }
     }
 
     fn tell_tunnel(&mut self, order: ToTunnel) {
+        let secrecy = match self.config.post_quantum {
+            PostQuantum::Prefer => Secrecy::Classical,
+            PostQuantum::Strict => Secrecy::PostQuantum,
+        };
         let connect = match &order {
             // Who knows where the other is speaks first: the other may not know where we are.
             ToTunnel::SetPeer {
@@ -150,7 +156,10 @@ impl Daemon {
             | ToTunnel::Release(..)
             | ToTunnel::Reject(..) => None,
         };
-        for command in [Some(command_for(order)), connect].into_iter().flatten() {
+        for command in [Some(command_for(order, secrecy)), connect]
+            .into_iter()
+            .flatten()
+        {
             self.order(command);
         }
     }
@@ -252,6 +261,7 @@ impl Daemon {
         }
         let sequence = own.binding.sequence;
         self.tell_mesh(own, now);
+        self.sign_record(sequence, now);
         self.clock.handle_given(Wall::from_secs(sequence));
         self.written("trusted time", |s| s.store.write_floor(s.clock.floor()));
     }
@@ -569,10 +579,8 @@ impl Daemon {
         if bytes.is_empty() {
             return;
         }
-        if let Some(secs) = self.state.handle_beacon(bytes, now)
-            && let Some(floor) = self.clock.handle_present(Wall::from_secs(secs))
-        {
-            self.written("trusted time", |s| s.store.write_floor(floor));
+        if let Some(secs) = self.state.handle_beacon(bytes, now) {
+            self.note_present(Wall::from_secs(secs));
         }
     }
 
@@ -663,6 +671,7 @@ impl Daemon {
             Request::CaptureEnded { peer, report } => {
                 self.end_capture(peer.as_deref(), report.as_ref())
             }
+            Request::Import { file } => self.import(&file),
             Request::Leave { force } => {
                 let insistence = match force {
                     true => Insistence::InAnyCase,
@@ -723,7 +732,7 @@ impl Daemon {
     }
 }
 
-fn command_for(order: ToTunnel) -> Command {
+fn command_for(order: ToTunnel, secrecy: Secrecy) -> Command {
     match order {
         ToTunnel::SetPeer {
             device,
@@ -737,7 +746,7 @@ fn command_for(order: ToTunnel) -> Command {
             addresses,
             endpoint,
             psk: None,
-            secrecy: Secrecy::Classical,
+            secrecy,
             roaming: Roaming::Report,
             keepalive: None,
         }),
@@ -772,9 +781,19 @@ fn command_of_mesh(order: TunnelOrder) -> Command {
         },
         TunnelOrder::MovePeer { device, path } => Command::MovePeer { device, path },
         TunnelOrder::SetPathMtu { device, mtu } => Command::SetPathMtu { device, mtu },
-        TunnelOrder::SetPsk { device, psk } => Command::SetPsk {
+        TunnelOrder::SetPsk {
             device,
+            keys,
+            psk,
+            what,
+        } => Command::SetPsk {
+            device,
+            keys: Some(keys),
             psk: Some(PresharedKey::from_bytes(*psk.expose())),
+            slot: match what {
+                PskUse::Accept => PskSlot::Accepted,
+                PskUse::Use | PskUse::UseNow => PskSlot::Used,
+            },
         },
         TunnelOrder::Rekey { device } => Command::Rekey { device },
         TunnelOrder::SetRelay { session, from, to } => Command::SetRelay { session, from, to },

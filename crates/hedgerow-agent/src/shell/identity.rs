@@ -4,10 +4,12 @@ use hedgerow_identity::Verified;
 use hedgerow_identity::csr;
 use hedgerow_identity::key::{SigningKey as _, SoftwareP256};
 use hedgerow_identity::slots::{Disk, Found, Mend, Slot, decide};
-use hedgerow_identity::statement::{BINDING_LIFE_MAX, sign_binding, verify_binding};
+use hedgerow_identity::statement::{
+    BINDING_LIFE_MAX, sign_binding, sign_endpoints, verify_binding,
+};
 use hedgerow_linux::tunnel::PrivateKey;
 use hedgerow_mesh::{IntroductionSecret, OwnIdentity};
-use hedgerow_model::statement::{Binding, P256Public, Ticket, X25519Public};
+use hedgerow_model::statement::{Binding, EndpointRecord, P256Public, Ticket, X25519Public};
 use hedgerow_model::wire;
 use hedgerow_model::{Now, Wall};
 use minicbor::bytes::ByteVec;
@@ -267,6 +269,27 @@ impl Identities {
             previous_introduction: previous.map(|i| i.keys.introduction()),
         };
         Ok((secret, own))
+    }
+
+    /// Signs where the device may be reached.
+    ///
+    /// # Errors
+    ///
+    /// When no key in hand is the ticket's.
+    pub(crate) fn sign_record(
+        &self,
+        ticket: &Ticket,
+        record: &EndpointRecord,
+    ) -> Result<Vec<u8>, Failure> {
+        let by_key = |i: &&Identity| i.keys.identity.public() == ticket.identity_key;
+        let signer = self.all().find(by_key).ok_or_else(|| {
+            Failure::new(
+                hedgerow_model::Fault::Bug,
+                "no key is the ticket's",
+                "enroll again",
+            )
+        })?;
+        sign_endpoints(record, &signer.keys.identity).map_err(bug)
     }
 
     fn all(&self) -> impl Iterator<Item = &Identity> {

@@ -37,6 +37,11 @@ pub(crate) enum Request {
     Status,
     /// Take table and tunnel away and end.
     Off,
+    /// Take a signed list from a file.
+    Import {
+        /// Which.
+        file: std::path::PathBuf,
+    },
     /// Tell the controller that the device leaves, then as `Off`.
     Leave {
         /// Leave also when the controller cannot be told.
@@ -80,6 +85,7 @@ impl Request {
             }),
             Self::Status
             | Self::Off
+            | Self::Import { .. }
             | Self::Leave { .. }
             | Self::Ping { .. }
             | Self::Bench { .. }
@@ -95,6 +101,7 @@ impl Request {
             }
             Self::Status
             | Self::Off
+            | Self::Import { .. }
             | Self::Leave { .. }
             | Self::Ping { .. }
             | Self::Capture { .. }

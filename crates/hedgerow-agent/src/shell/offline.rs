@@ -1,5 +1,6 @@
-//! Commands that work without a running agent: `load`, `off`, `leave`, `fingerprint`.
+//! Commands beside the running agent: `load`, `off`, `leave`, `revocations import`, `fingerprint`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hedgerow_linux::link::{self, Link, LinkError};
@@ -90,6 +91,30 @@ fn close(config: &Config, failure: &Failure) -> Failure {
         ),
         Err(error) => kernel(&error),
     }
+}
+
+/// Hands a signed list to the running agent.
+///
+/// # Errors
+///
+/// When no agent runs, or it does not believe the list.
+pub(crate) async fn import(config: &Config, file: &Path) -> Result<String, Failure> {
+    let file = std::path::absolute(file)
+        .map_err(|e| Failure::operator(format!("{}: {e}", file.display()), "name the file"))?;
+    let shown = file.display().to_string();
+    let answer = local::ask(config, &Request::Import { file }).await?;
+    let answer = answer.ok_or_else(|| {
+        Failure::environment(
+            format!("no agent answers at {}", config.socket().display()),
+            "start it: `systemctl start hedgerow-agent`, or see `hedgerow-agent check`",
+        )
+    })?;
+    let kind = answer.get("imported").and_then(|kind| kind.as_str());
+    let kind = kind.unwrap_or("list");
+    Ok(match answer.get("news").and_then(|news| news.as_bool()) {
+        Some(true) => format!("{kind} of {shown} are in force here, and peers are being told"),
+        _ => format!("{kind} of {shown} are no news"),
+    })
 }
 
 /// Takes everything of ours out of the kernel and the hosts file.

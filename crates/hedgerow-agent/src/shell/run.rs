@@ -205,6 +205,7 @@ fn open_store(store: Store, config: &Config, askers: Askers) -> Result<Opened, F
     for complaint in complaints {
         tracing::warn!(complaint, "a stored resource does not hold any more");
     }
+    state.set_post_quantum(config.post_quantum);
     for memory in store.memories()? {
         state.handle_memory(memory);
     }

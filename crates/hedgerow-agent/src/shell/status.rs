@@ -154,6 +154,7 @@ fn mesh(daemon: &Daemon) -> Value {
         "datagrams_dropped": daemon.orders.dropped(),
         "refused": refused,
         "peers": peers(daemon),
+        "gossip": gossip(daemon),
         "tunnel": tunnel,
     })
 }
@@ -215,6 +216,37 @@ fn routes(found: &[RouteStatus], places: &Places) -> Vec<Value> {
     shown.collect()
 }
 
+/// Signed items that are held and handed on; the other relays, where this device is one.
+fn gossip(daemon: &Daemon) -> Value {
+    let status = daemon.state.gossip_status();
+    let records = status.items.iter().filter(|i| i.key.subject().is_some());
+    let items: Map<String, Value> = status
+        .items
+        .iter()
+        .filter(|item| item.key.subject().is_none())
+        .map(|item| {
+            let value = json!({ "version": item.version.to_string(), "bytes": item.bytes });
+            (item.key.kind().as_str().to_owned(), value)
+        })
+        .collect();
+    let refused: Map<String, Value> = status
+        .refused
+        .iter()
+        .map(|(reason, count)| (reason.to_string(), json!(count)))
+        .collect();
+    let members: Vec<Value> = status
+        .members
+        .iter()
+        .map(|m| json!({ "id": m.device.to_string(), "suspected": m.is_suspected }))
+        .collect();
+    json!({
+        "items": items,
+        "endpoint_records": records.count(),
+        "members": members,
+        "refused": refused,
+    })
+}
+
 fn peers(daemon: &Daemon) -> Vec<Value> {
     let (reply, receiver) = sync_channel(1);
     let asked = daemon
@@ -239,6 +271,8 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
             let seen = traffic.get(&peer.device);
             let known = daemon.state.routes(peer.device);
             let used = known.iter().find(|r| r.in_use);
+            let psk = daemon.state.psk_status(peer.device);
+            let agreed = psk.and_then(|p| p.agreed_at);
             json!({
                 "id": peer.device.to_string(),
                 "name": peer.name.as_str(),
@@ -255,6 +289,9 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
                 "session": peer.in_session,
                 "key": hexadecimal(&peer.wireguard_key.0),
                 "keys_overlap": peer.keys_overlap,
+                "post_quantum": seen.is_some_and(|s| s.psk),
+                "psk_age_seconds": agreed.map(|at| now.mono.since(at).as_secs()),
+                "psk_failures": psk.map(|p| p.failures),
                 "ticket_not_after": peer.ticket_not_after_secs,
                 "grace": peer.ticket_not_after_secs < now.wall.secs(),
                 "binding_not_after": peer.binding_not_after_secs,

@@ -246,3 +246,16 @@ fn server_name(endpoint: &str) -> Result<ServerName<'static>, String> {
     }
     ServerName::try_from(host.to_owned()).map_err(|_e| format!("`{host}` is not a host name"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_offer_to_a_controller_is_post_quantum() {
+        let config = for_enrollment().unwrap();
+        let groups = &config.crypto_provider().kx_groups;
+        let first = groups.first().map(|group| group.name());
+        assert_eq!(first, Some(rustls::NamedGroup::X25519MLKEM768));
+    }
+}

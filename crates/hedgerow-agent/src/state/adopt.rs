@@ -104,12 +104,35 @@ impl State {
         if controllers != controllers_now {
             self.steps.push_back(Step::Controllers(controllers_now));
         }
+        self.share(update.set.iter().map(|r| r.kind), now);
         self.kernel.await_verdict(revision, update.partial);
         if changes {
             self.reconsider(now);
         }
         self.refresh(now);
         self.settle(now);
+    }
+
+    /// Takes a list that came outside a session, from a peer or a person. Returns whether it is in force.
+    pub(super) fn handle_outside(&mut self, resource: Resource, now: Now) -> bool {
+        let candidate = match self.examine(std::slice::from_ref(&resource)) {
+            Ok(candidate) => candidate,
+            Err(refused) => {
+                self.refuse(now, Some(refused.kind), &refused.text, refused.reason);
+                return false;
+            }
+        };
+        let kind = resource.kind;
+        self.adopt(candidate, now);
+        let mark = self.marks.entry(kind).or_default();
+        *mark = resource.version.max(*mark);
+        self.resources.insert(kind, resource);
+        self.store();
+        self.share([kind], now);
+        self.reconsider(now);
+        self.refresh(now);
+        self.settle(now);
+        true
     }
 
     /// Takes what is news in a chain of trust manifests that came outside a session: from a controller

@@ -128,9 +128,15 @@ impl State {
             Report::Silent { device } => self.mesh.handle_silent(device, view),
             Report::Active { device } => self.mesh.handle_active(device, view),
             Report::Established {
-                device, endpoint, ..
+                device,
+                endpoint,
+                psk,
+            } => {
+                self.mesh
+                    .handle_session(device, Session::Established(endpoint), view);
+                self.mesh.handle_agreed(device, psk, view);
             }
-            | Report::Roamed { device, endpoint } => {
+            Report::Roamed { device, endpoint } => {
                 self.mesh
                     .handle_session(device, Session::Established(endpoint), view);
             }
@@ -239,6 +245,10 @@ impl State {
                     self.event(Event::new(now.wall, EventKind::PathLost).peer(device));
                 }
                 Output::HomeRelays { relays } => self.home_relays_changed(relays, now),
+                heard @ (Output::ItemArrived { .. }
+                | Output::ItemForked { .. }
+                | Output::PskFailed { .. }
+                | Output::Member { .. }) => self.handle_heard_by_gossip(heard, now),
                 Output::Remember(memory) => {
                     self.steps.push_back(Step::Remember(Box::new(memory)));
                 }

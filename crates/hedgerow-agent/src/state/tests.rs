@@ -1,6 +1,7 @@
 //! The machine alone, and two of them against each other.
 
 mod fixture;
+mod gossip;
 mod pair;
 
 use hedgerow_linux::sessions::Session;

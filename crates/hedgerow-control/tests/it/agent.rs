@@ -158,6 +158,12 @@ fn open(
             .complete_io(&mut stream.sock)
             .map_err(|e| e.to_string())?;
     }
+    // Every connection to a controller is closed to who records it for a quantum computer.
+    let group = stream
+        .conn
+        .negotiated_key_exchange_group()
+        .map(|g| g.name());
+    assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768));
     Ok(stream)
 }
 

@@ -317,6 +317,8 @@ pub(super) struct Machine {
     pub(super) zone: Option<Arc<Zone>>,
     pub(super) answers: Vec<Answer>,
     pub(super) sent: Vec<(Path, Vec<u8>)>,
+    /// Messages to agents of peers.
+    pub(super) messages: Vec<(DeviceId, Vec<u8>)>,
     pub(super) asked: Vec<u64>,
     pub(super) tunnel_peers: Vec<DeviceId>,
     pub(super) released: Vec<Overlay>,
@@ -361,6 +363,7 @@ impl Machine {
             zone: None,
             answers: Vec::new(),
             sent: Vec::new(),
+            messages: Vec::new(),
             asked: Vec::new(),
             tunnel_peers: Vec::new(),
             released: Vec::new(),
@@ -534,6 +537,7 @@ impl Machine {
             }
             Step::Probe => "probe".into(),
             Step::Whereabouts => "whereabouts".into(),
+            Step::Present(_) => "present".into(),
         }
     }
 
@@ -544,7 +548,13 @@ impl Machine {
                 self.tunnel_keys.push(key);
                 "set peer".into()
             }
-            ToTunnel::Mesh(order) => format!("{order:?}"),
+            ToTunnel::Mesh(order) => {
+                let said = format!("{order:?}");
+                if let TunnelOrder::SendMessage { device, bytes, .. } = order {
+                    self.messages.push((device, bytes));
+                }
+                said
+            }
             ToTunnel::Connect(_) => "connect".into(),
             ToTunnel::ForgetOldKey(_) => "forget old key".into(),
             ToTunnel::RemovePeer(device) => {
