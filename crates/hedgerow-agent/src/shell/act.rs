@@ -15,11 +15,10 @@ use hedgerow_mesh::psk::{PostQuantum, PskUse};
 use hedgerow_mesh::{OwnIdentity, TunnelOrder};
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{Event, EventKind};
-use hedgerow_model::resource::ResourceKind;
 use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_sync::AgentSession;
 use hedgerow_sync::agent::{self, Opening};
-use hedgerow_sync::message::{self, HandUp};
+use hedgerow_sync::message;
 use tokio::sync::oneshot;
 
 use super::entropy;
@@ -581,26 +580,6 @@ impl Daemon {
         }
         if let Some(secs) = self.state.handle_beacon(bytes, now) {
             self.note_present(Wall::from_secs(secs));
-        }
-    }
-
-    fn hand_up(&mut self, kind: ResourceKind) {
-        let bytes = match kind {
-            ResourceKind::Manifest => self.state.trust().manifest_bytes().to_vec(),
-            ResourceKind::Revocations => match self.state.standing().revocations() {
-                Some(list) => list.bytes().to_vec(),
-                None => return,
-            },
-            ResourceKind::Ticket => self.state.ticket().bytes().to_vec(),
-            ResourceKind::States => match self.state.standing().states() {
-                Some(states) => states.bytes().to_vec(),
-                None => return,
-            },
-            ResourceKind::Program | ResourceKind::Config | ResourceKind::Names => return,
-        };
-        tracing::info!(%kind, "handing up what the controller does not know");
-        if let Some(Err(error)) = self.session().map(|s| s.hand_up(HandUp { kind, bytes })) {
-            tracing::warn!(%error, "not handed up");
         }
     }
 

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use hedgerow_identity::statement::BINDING_LIFE_MAX;
 use hedgerow_linux::disk;
-use hedgerow_model::resource::RESOURCE_BYTES_MAX;
+use hedgerow_model::resource::{RESOURCE_BYTES_MAX, ResourceKind};
 use hedgerow_model::statement::{EndpointRecord, RECORD_ENDPOINTS_MAX};
 use hedgerow_model::{Now, Wall};
+use hedgerow_sync::message::HandUp;
 use serde_json::{Value, json};
 
 use super::run::Daemon;
@@ -52,6 +53,27 @@ impl Daemon {
     pub(super) fn note_present(&mut self, at: Wall) {
         if let Some(floor) = self.clock.handle_present(at) {
             self.written("trusted time", |s| s.store.write_floor(floor));
+        }
+    }
+
+    /// Gives the controller a list that it does not know.
+    pub(super) fn hand_up(&mut self, kind: ResourceKind) {
+        let bytes = match kind {
+            ResourceKind::Manifest => self.state.trust().manifest_bytes().to_vec(),
+            ResourceKind::Revocations => match self.state.standing().revocations() {
+                Some(list) => list.bytes().to_vec(),
+                None => return,
+            },
+            ResourceKind::Ticket => self.state.ticket().bytes().to_vec(),
+            ResourceKind::States => match self.state.standing().states() {
+                Some(states) => states.bytes().to_vec(),
+                None => return,
+            },
+            ResourceKind::Program | ResourceKind::Config | ResourceKind::Names => return,
+        };
+        tracing::info!(%kind, "handing up what the controller does not know");
+        if let Some(Err(error)) = self.session().map(|s| s.hand_up(HandUp { kind, bytes })) {
+            tracing::warn!(%error, "not handed up");
         }
     }
 }
