@@ -204,7 +204,10 @@ impl Open {
         let (Some(packet), Some(first)) = (packet, first) else {
             return false;
         };
-        let payload = piece.len - shape.header_len;
+        // A peer can say that its headers are longer than its packet.
+        let Some(payload) = piece.len.checked_sub(shape.header_len) else {
+            return false;
+        };
         if self.is_closed
             || !shape.joins
             || payload > self.size

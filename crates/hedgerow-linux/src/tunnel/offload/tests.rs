@@ -563,6 +563,15 @@ fn attack_super_packets_whose_headers_lie_are_refused() {
 }
 
 #[test]
+fn attack_a_segment_whose_header_is_longer_than_itself_passes_alone() {
+    let first = Made::tcp(false, &[1; 100]).packet();
+    let mut second = Made::tcp(false, &[]).packet();
+    second[32] = 0xf0;
+    let packets = [first, second];
+    assert_eq!(seen(&join(&packets)), packets);
+}
+
+#[test]
 fn the_congestion_window_reduced_bit_stays_in_the_first_and_push_in_the_last() {
     let made = Made {
         flags: ACK | PSH | CWR | FIN,
