@@ -156,6 +156,21 @@ impl<'l> Central<'l> {
         state.pid.context("the controller does not run")
     }
 
+    /// Revokes a device while the controller is down, and writes the signed list into a file.
+    ///
+    /// # Errors
+    ///
+    /// When the controller runs, or does not know the device.
+    pub(crate) fn revoke_offline(&self, device: &str, file: &str) -> Result<()> {
+        let control = program("hedgerow-control")?;
+        let config = self.directory.join("control.toml");
+        let config = config.to_string_lossy();
+        let words = ["revoke", device, "--out", file, "--config", &config];
+        let argv: Vec<&str> = [control.as_str()].into_iter().chain(words).collect();
+        in_namespace(CENTRAL, &argv)?;
+        Ok(())
+    }
+
     /// Runs the operator tool and returns what it printed.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The demonstration: nine acts in one plant.
+//! The demonstration: ten acts in one plant.
 
 mod alone;
 mod applied;
@@ -6,6 +6,7 @@ mod attacked;
 mod before;
 mod contained;
 mod enrolled;
+mod meshed;
 mod stage;
 
 use std::sync::Arc;
@@ -122,7 +123,7 @@ fn play(lab: &Lab, screen: Screen, options: Options) -> Result<bool> {
 type Scene = fn(&mut Stage<'_>) -> Result<bool>;
 
 fn acts(stage: &mut Stage<'_>, until: u8) -> Result<bool> {
-    let scenes: [(u8, Scene); 7] = [
+    let scenes: [(u8, Scene); 8] = [
         (3, applied::policy),
         (4, applied::change),
         (5, contained::play),
@@ -130,6 +131,7 @@ fn acts(stage: &mut Stage<'_>, until: u8) -> Result<bool> {
         (7, alone::without_agent),
         (8, alone::rebooted),
         (9, attacked::play),
+        (10, meshed::play),
     ];
     let mut held = true;
     for (_, scene) in scenes.iter().filter(|(number, _)| *number <= until) {

@@ -29,7 +29,8 @@ pub(crate) const TRUST_DOMAIN: &str = "plant.example";
 /// Sites and their time zones.
 pub(crate) const SITES: [(&str, &str); 2] = [("s1", "Europe/Berlin"), ("s2", "America/New_York")];
 
-const ROUTER: &str = "hgd-router";
+/// Namespace of the router.
+pub(crate) const ROUTER: &str = "hgd-router";
 
 /// A device of the plant.
 #[derive(Debug, Clone, Copy)]

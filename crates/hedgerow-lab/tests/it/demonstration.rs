@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::sync::PoisonError;
 
 /// The acts of the demonstration.
-const ACTS: u64 = 9;
+const ACTS: u64 = 10;
 
 #[test]
 #[expect(
