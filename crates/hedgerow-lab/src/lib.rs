@@ -53,7 +53,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Shows the plant in nine acts; needs root.
+    /// Shows the plant in ten acts; needs root.
     Demo {
         /// Ends after the last act; the exit code is 0 only if every expectation held.
         #[arg(long)]
@@ -62,7 +62,7 @@ enum Command {
         #[arg(long)]
         json: bool,
         /// Ends after this act.
-        #[arg(long, default_value_t = 9, hide = true)]
+        #[arg(long, default_value_t = 10, hide = true)]
         until: u8,
     },
     /// Measures a controller with many simulated agents; needs root.

@@ -75,7 +75,10 @@ const RELAYS: [(&str, Ipv4Addr); 2] = [
 
 /// Masquerades, and lets in only what answers.
 const NAT_RULES: &str = "table inet nat_box {
-    chain out { type nat hook postrouting priority srcnat; oifname eth0 masquerade }
+    chain out {
+        type nat hook postrouting priority srcnat;
+        oifname eth0 masquerade
+    }
     chain through {
         type filter hook forward priority filter; policy drop;
         ct state established,related accept
