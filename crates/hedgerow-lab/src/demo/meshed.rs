@@ -232,6 +232,11 @@ impl<'s, 'l> Cells<'s, 'l> {
         self.stage
             .lab
             .start(&to.namespace(), "cells-server", &server)?;
+        // The cells' agents may still be looking for a relay.
+        clock::wait_for("cell-1 to reach cell-2", FIND, || {
+            let ping = ["ping", "-6", "-c", "1", "-W", "2", &target];
+            in_namespace(&from.namespace(), &ping).map(Some)
+        })?;
         let client = [
             "iperf3",
             "-c",
