@@ -258,6 +258,8 @@ impl Mesh {
             return Err(OwnError::OtherKey);
         }
         self.gossip.handle_own(&identity, view);
+        let serves = ways::is_relay(&identity.ticket);
+        self.ways.server.handle_role(serves);
         let shown = Shown::of(&identity.ticket, &identity.binding);
         let before = self.own.replace(Own { identity, shown });
         match before {
