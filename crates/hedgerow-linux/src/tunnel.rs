@@ -58,6 +58,7 @@ pub mod message;
 mod noise;
 pub mod offload;
 mod outbox;
+mod parted;
 pub mod pass;
 mod paths;
 mod peers;

@@ -455,6 +455,7 @@ impl Plant {
         let check = self.commands.take(doc, "hedgerow-agent check");
         let said = self.sensor.run(&check);
         assert!(said.code != 0 && said.out.contains("uplink"), "{said:?}");
+        self.revoke_by_hand(doc);
         self.control.ok("systemctl start hedgerow-control");
         self.sensor.until(&check, "session with");
         on("hedgerow status");
@@ -465,6 +466,26 @@ impl Plant {
         self.on(&self.sensor, doc, "systemctl start hedgerow-agent");
         self.sensor
             .until("hedgerow-agent status", "verified in the kernel");
+    }
+
+    /// The machines share no files: the list is carried as text.
+    fn revoke_by_hand(&self, doc: &str) {
+        let revoke = self
+            .commands
+            .take(doc, "hedgerow-control revoke NAME --out FILE");
+        let words = revoke
+            .replace("NAME", "plc-1.plant-1")
+            .replace("FILE", "list.cbor");
+        let list = self.control.ok(&format!("{words} && base64 -w0 list.cbor"));
+        let list = list.lines().last().unwrap().trim();
+        let import = self
+            .commands
+            .take(doc, "hedgerow-agent revocations import FILE");
+        let import = import.replace("FILE", "list.cbor");
+        self.sensor
+            .ok(&format!("echo {list} | base64 -d > list.cbor && {import}"));
+        let status = self.on(&self.sensor, doc, "hedgerow-agent status --json");
+        assert!(status.contains("\"revocations\""), "{status}");
     }
 
     fn restored(&self) {

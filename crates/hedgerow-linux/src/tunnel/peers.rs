@@ -14,6 +14,7 @@ use super::core::PEERS_MAX;
 use super::limits::cookie_is_fresh;
 use super::mac::{Cookie, MacKeys};
 use super::noise::{Initiator, Timestamp};
+use super::parted::Parted;
 use super::session::Session;
 use super::timers::{PERSISTENT_KEEPALIVE_MIN, REJECT_AFTER_TIME};
 use super::waiting::Queue;
@@ -42,7 +43,7 @@ pub(super) struct RemoteKey {
 const AGREED_MAX: usize = 2;
 
 /// The pre-shared keys of one pair of keys.
-struct AgreedPsk {
+pub(super) struct AgreedPsk {
     /// Ours.
     local: X25519Public,
     used: Option<PresharedKey>,
@@ -408,6 +409,7 @@ pub(super) struct Peers {
     by_address: HashMap<IpAddr, u32>,
     by_key: HashMap<X25519Public, u32>,
     by_index: HashMap<u32, u32>,
+    parted: Parted,
 }
 
 impl Peers {
@@ -502,15 +504,17 @@ impl Peers {
 
     pub(super) fn remove(&mut self, device: &DeviceId) -> Option<(u32, Box<Peer>)> {
         let place = self.by_device.remove(device)?;
-        let peer = self.places.get_mut(usize::try_from(place).ok()?)?.take()?;
+        let mut peer = self.places.get_mut(usize::try_from(place).ok()?)?.take()?;
         for address in peer.addresses.iter() {
             self.by_address.remove(&address.0);
         }
-        for key in [&peer.current_key, &peer.previous_key]
+        for key in [&mut peer.current_key, &mut peer.previous_key]
             .into_iter()
             .flatten()
         {
             self.by_key.remove(&key.public);
+            self.parted
+                .keep(key.public, std::mem::take(&mut key.agreed));
         }
         for session in peer.sessions.iter() {
             self.by_index.remove(&session.agreed.own_index);
@@ -568,6 +572,13 @@ impl Peers {
     }
 
     fn set_key(&mut self, place: u32, config: &PeerConfig) {
+        let is_new = self
+            .get(place)
+            .is_some_and(|p| p.key(&config.public_key).is_none());
+        let agreed = match is_new {
+            true => self.parted.take(&config.public_key),
+            false => Vec::new(),
+        };
         let Some(peer) = self.get_mut(place) else {
             return;
         };
@@ -582,7 +593,9 @@ impl Peers {
             }
             return;
         }
-        let key = Some(RemoteKey::new(config.public_key, config.psk.clone()));
+        let mut key = RemoteKey::new(config.public_key, config.psk.clone());
+        key.agreed = agreed;
+        let key = Some(key);
         let gone = match config.slot {
             Slot::Current => {
                 let old = std::mem::replace(&mut peer.current_key, key);

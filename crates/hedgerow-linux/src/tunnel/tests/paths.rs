@@ -411,3 +411,31 @@ fn tunnel_a_key_of_our_own_begins_without_a_pre_shared_key_and_the_former_pair_k
     b.tell(Command::SetPeer(config), at(40));
     assert_eq!(rekey(&mut b, &mut a, 50), (Some(false), Some(false)));
 }
+
+#[test]
+fn tunnel_a_peer_removed_on_one_side_alone_comes_back_under_the_agreed_key() {
+    let (mut a, mut b) = reporting_pair();
+    let pair = [secret(1).public(), secret(2).public()];
+    let agree = |device, keys| Command::SetPsk {
+        device,
+        keys: Some(keys),
+        slot: PskSlot::Used,
+        psk: Some(psk(5)),
+    };
+    let (device_a, device_b) = (a.device(), b.device());
+    a.tell(agree(device_b, pair), at(2));
+    b.tell(agree(device_a, [pair[1], pair[0]]), at(2));
+    a.tell(Command::Rekey { device: device_b }, at(2));
+    pump(&mut a, &mut b, at(2));
+    assert!(matches!(
+        a.said()[..],
+        [Report::Established { psk: true, .. }]
+    ));
+    // A forgets the peer; B still holds it, and answers under what was agreed.
+    a.tell(Command::RemovePeer { device: device_b }, at(10));
+    a.tell(Command::SetPeer(b.config()), at(11));
+    a.send(&packet(v6(1), v6(2), b"again"), at(12));
+    pump(&mut a, &mut b, at(12));
+    assert_eq!(b.got().len(), 1);
+    assert_eq!(a.core.stats().dropped_forged, 0);
+}
