@@ -97,7 +97,7 @@ pub(crate) async fn revoke(
         .await?;
     let snapshot = control.snapshot();
     let list = snapshot.standing.revocations().context("no list")?;
-    disk::write(out, list.bytes()).with_context(|| {
+    disk::write(&std::path::absolute(out)?, list.bytes()).with_context(|| {
         format!(
             "{device} is revoked, but the list cannot be written to {}",
             out.display()
