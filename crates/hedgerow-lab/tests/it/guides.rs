@@ -98,7 +98,7 @@ const RESOLVED: &str = "dpkg --fsys-tarfile /var/cache/hedgerow-lab/systemd-reso
                         && useradd --system --no-create-home systemd-resolve \
                         && systemctl reload dbus && systemctl daemon-reload \
                         && systemctl start systemd-resolved \
-                        && ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf";
+                        && rm -f /etc/resolv.conf && echo nameserver 127.0.0.53 > /etc/resolv.conf";
 
 #[test]
 fn systemd_resolved_asks_the_agent_for_peers_and_nobody_after_it() {
