@@ -17,6 +17,7 @@ mod preference;
 pub(crate) mod renew;
 pub(crate) mod resolver;
 pub(crate) mod run;
+mod session;
 pub(crate) mod status;
 pub(crate) mod store;
 pub(crate) mod tls;
