@@ -136,6 +136,8 @@ pub enum Why {
     Better,
     /// The one before does not answer.
     Dead,
+    /// The peer found that the one before does not answer, and that this one does.
+    Followed,
 }
 
 impl Why {
@@ -144,6 +146,7 @@ impl Why {
         match self {
             Self::Better => "better",
             Self::Dead => "dead",
+            Self::Followed => "followed",
         }
     }
 }

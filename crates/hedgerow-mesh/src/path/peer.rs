@@ -292,6 +292,7 @@ impl Peer {
             PathMessage::Reply(reply) => self.replied(*reply, common, now),
             PathMessage::Candidates(list) => self.candidates(list, common, now),
             PathMessage::Observed(seen) => self.seen_at(*seen, common, now),
+            PathMessage::Moved => self.follow(from, common, now),
         }
     }
 
@@ -424,10 +425,33 @@ impl Peer {
         } else {
             return;
         };
+        self.move_to(to, why, common, now);
+        if why == Why::Dead {
+            common.send(self.device, Some(to), &PathMessage::Moved);
+        }
+    }
+
+    /// The peer's probe of this path was answered, and ours was not: who only listens would learn that
+    /// later, and what it sends meanwhile would be lost.
+    fn follow(&mut self, to: Path, common: &mut Common, now: Mono) {
+        if to == self.current {
+            return;
+        }
+        let Some(route) = self.route_or_add(to, common, now) else {
+            return;
+        };
+        route.standing = Standing::Alive;
+        route.misses = 0;
+        route.probe_at = now;
+        self.move_to(to, Why::Followed, common, now);
+        self.timeout(common, now);
+    }
+
+    fn move_to(&mut self, to: Path, why: Why, common: &mut Common, now: Mono) {
         let from = std::mem::replace(&mut self.current, to);
         self.end_trouble(common);
         self.silences.count = 0;
-        if why == Why::Dead
+        if why != Why::Better
             && let Some(route) = self.routes.iter_mut().find(|r| r.path == from)
         {
             route.rest(|mean| common.random.jitter(mean), now);

@@ -246,6 +246,26 @@ fn who_only_listens_follows_the_one_that_noticed() {
     pair.cut(direct(B), direct(A));
     pair.run(ms(1500));
     pair.silence(0);
+    while pair.current[0] == direct(B) {
+        pair.run(ms(1));
+    }
+    // No later than the first packet on the new way.
+    pair.run(ms(15));
+    assert_eq!(pair.current, [relayed(1), relayed(2)]);
+    assert_eq!(pair.moves(1).last().unwrap().1, Why::Followed);
+}
+
+#[test]
+fn who_was_told_to_follow_and_did_not_hear_follows_all_the_same() {
+    let mut pair = Pair::side_by_side();
+    pair.cut(direct(B), direct(A));
+    pair.run(ms(1500));
+    pair.silence(0);
+    while pair.current[0] == direct(B) {
+        pair.run(ms(1));
+    }
+    let told = PathMessage::Moved.encode();
+    pair.flights.retain(|(.., bytes)| *bytes != told);
     pair.run(ms(1500));
     assert_eq!(pair.current, [relayed(1), relayed(2)]);
 }
@@ -499,6 +519,7 @@ fn messages_survive_the_wire_and_keep_their_bounds() {
     for message in [
         PathMessage::Reply(reply),
         PathMessage::Observed(address),
+        PathMessage::Moved,
         list(CANDIDATES_MAX),
     ] {
         let bytes = message.encode();

@@ -13,6 +13,7 @@ const PROBE: u8 = 0;
 const REPLY: u8 = 1;
 const CANDIDATES: u8 = 2;
 const OBSERVED: u8 = 3;
+const MOVED: u8 = 4;
 
 /// A message about paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum PathMessage {
     Candidates(Candidates),
     /// From where the last probe of the other end came, as it differs from the one before.
     Observed(Underlay),
+    /// The path in use is dead; the one this comes by answered this end's probe and is used from now on.
+    Moved,
 }
 
 /// A question.
@@ -90,6 +93,7 @@ impl PathMessage {
                 e.encode(&c.addresses)?.encode(&c.relays)?.ok()
             }
             Self::Observed(address) => e.array(2)?.u8(OBSERVED)?.encode(address)?.ok(),
+            Self::Moved => e.array(1)?.u8(MOVED)?.ok(),
         }
     }
 
@@ -130,6 +134,7 @@ impl PathMessage {
                 (Self::Candidates(candidates), 4)
             }
             OBSERVED => (Self::Observed(d.decode()?), 2),
+            MOVED => (Self::Moved, 1),
             _ => return Err(decode::Error::message("unknown message")),
         };
         crate::cbor::rest(d, elements, read)?;
