@@ -38,6 +38,8 @@ pub(crate) struct Check {
     pub(crate) measured: String,
     /// Whether they agree.
     pub(crate) held: bool,
+    /// Whether the expectation is a time: a slow machine misses it without anything being wrong.
+    pub(crate) timed: bool,
 }
 
 /// An act under way.
@@ -123,7 +125,22 @@ impl Act {
             expected: expected.to_owned(),
             measured: measured.to_owned(),
             held,
+            timed: false,
         });
+    }
+
+    /// Records that something took a time, in milliseconds. One above the limit is shown, and does not
+    /// fail the act: what never happens does.
+    pub(crate) fn took(&mut self, what: &str, ms: f64, ms_max: f64) {
+        self.check(
+            what,
+            &format!("within {ms_max} ms"),
+            &format!("{ms} ms"),
+            ms <= ms_max,
+        );
+        if let Some(check) = self.checks.last_mut() {
+            check.timed = true;
+        }
     }
 
     /// Records that something should succeed, and with what it did.
@@ -182,9 +199,9 @@ impl Act {
         self.figures.insert(name.to_owned(), value);
     }
 
-    /// Ends the act; returns whether every expectation held.
+    /// Ends the act; returns whether every expectation held but those of time.
     pub(crate) fn end(self) -> bool {
-        let held = self.checks.iter().all(|c| c.held);
+        let held = self.checks.iter().all(|c| c.held || c.timed);
         self.screen.object(&json!({
             "act": self.number, "title": self.title, "held": held,
             "seconds": clock::ms_since(self.start) / 1000.0,

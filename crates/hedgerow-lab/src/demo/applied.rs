@@ -161,7 +161,7 @@ fn apply(stage: &mut Stage<'_>, act: &mut Act, what: &str, policy: String) -> Re
     stage.policy = policy;
     let told = answer.get("last_verified_ms").and_then(Value::as_f64);
     let ms = told.unwrap_or(asked);
-    act.check(what, "at most 1000 ms", &format!("{ms} ms"), ms <= 1000.0);
+    act.took(what, ms, 1000.0);
     act.figure(
         what,
         json!({"last_verified_ms": told, "answered_ms": asked, "answer": answer}),
