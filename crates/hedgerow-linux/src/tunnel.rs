@@ -91,7 +91,7 @@ pub const HEARD_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two reports that packets are exchanged with a peer.
 pub const ACTIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Silence after a packet that is reported.
-pub const SILENT_MIN: Duration = Duration::from_millis(150);
+pub const SILENT_MIN: Duration = Duration::from_millis(100);
 /// The same where packets go one way only, and only messages come back.
 pub const SILENT_MAX: Duration = Duration::from_millis(2400);
 /// Bytes of one inner packet that can be configured.

@@ -55,7 +55,7 @@ pub const KEEP_EVERY: Duration = Duration::from_secs(20);
 /// How often a second path is proven to work still.
 pub const STANDBY_EVERY: Duration = Duration::from_secs(45);
 /// Probes of a path under suspicion follow each other so fast.
-pub const SUSPICION_EVERY: Duration = Duration::from_millis(60);
+pub const SUSPICION_EVERY: Duration = Duration::from_millis(40);
 /// After so long without any path that answers, the parent is told.
 pub const LOST_AFTER: Duration = Duration::from_secs(8);
 /// The same of a relay that this device keeps: others wait for it.

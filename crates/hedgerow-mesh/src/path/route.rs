@@ -14,7 +14,7 @@ pub(super) const OUTSTANDING_MAX: usize = 8;
 /// How long a first probe may take: beyond, it counts as lost.
 pub(super) const FIRST_TIMEOUT: Duration = Duration::from_millis(700);
 /// The shortest time after which a probe counts as lost.
-pub const TIMEOUT_MIN: Duration = Duration::from_millis(120);
+pub const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// The longest.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(1);
 /// Pauses between the probes of a route that never answered: both ends begin at about the same time, and
