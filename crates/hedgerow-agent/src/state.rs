@@ -54,8 +54,8 @@ use hedgerow_sync::agent::Holdings;
 use hedgerow_sync::message::{Stage, Verified as VerifiedTable};
 
 pub(crate) use closed::closed_ruleset;
-pub(crate) use kernel::Reading;
 pub(crate) use kernel::Underlay as UnderlayTrial;
+pub(crate) use kernel::{Load, Reading};
 pub(crate) use spool::{Spool, Urgency};
 
 /// How long a WireGuard key is used before the next one; each interval is up to a tenth shorter.
@@ -310,6 +310,7 @@ impl State {
         if let Some(revision) = self.revision {
             self.kernel.await_verdict(revision, false);
         }
+        self.expect_peers(now);
         self.refresh(now);
         self.publish_names();
         self.share(ResourceKind::ALL, now);

@@ -26,9 +26,9 @@
 //!
 //! A limit's bucket holds its burst and what its rate gives in one second: the kernel counts so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::thread::JoinHandle;
 
 use hedgerow_model::address::Overlay;
 use hedgerow_model::id::Digest;
@@ -38,13 +38,15 @@ use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
 use crate::netlink::{ACK, Request, Socket, be32, be64, find, messages, text};
-use canonical::{Canon, Hash};
+use canonical::Canon;
+use loaded::Loaded;
 use wire::{SUBSYSTEM, TABLE, TABLE_OWNER, TABLE_PERSIST, message};
 
 mod canonical;
 mod error;
 pub mod foreign;
 mod layout;
+mod loaded;
 mod matching;
 mod ranges;
 pub mod samples;
@@ -55,8 +57,6 @@ pub use error::NftError;
 
 /// Under which name the table's socket is stored with the service manager.
 pub const DESCRIPTOR_NAME: &str = "nftables";
-/// How far the kernel's idea of an element's end may lie from ours.
-const EXPIRY_SLACK: Duration = Duration::from_secs(3);
 /// Elements are added and deleted so many at a time, because an attribute ends at 64 KiB.
 const ELEMENTS_PER_MESSAGE_MAX: usize = 500;
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -130,66 +130,8 @@ pub struct Table {
     ownership: Option<Ownership>,
     loaded: Option<Loaded>,
     counted: BTreeMap<String, Counter>,
-}
-
-/// What the kernel should have.
-#[derive(Debug)]
-struct Loaded {
-    generation: u64,
-    hashes: Vec<Hash>,
-    timed: Vec<(Hash, Mono)>,
-    peers: BTreeMap<Overlay, ProfileId>,
-    profiles: BTreeSet<ProfileId>,
-}
-
-impl Loaded {
-    fn new(ruleset: &Ruleset, requests: &[Request], now: Mono) -> Self {
-        let mut canon = Canon::default();
-        let fixed = requests.iter().filter(|r| !is_peers(r));
-        fixed.for_each(|r| canon.add(r.kind() & 0xff, attributes_of(r.body())));
-        let expiry = |ms| now + Duration::from_millis(ms);
-        Self {
-            generation: ruleset.generation,
-            hashes: canon.hashes,
-            timed: canon
-                .timed
-                .iter()
-                .map(|(h, ms)| (*h, expiry(*ms)))
-                .collect(),
-            peers: ruleset.peers.clone(),
-            profiles: ruleset.profiles.keys().copied().collect(),
-        }
-    }
-
-    /// Returns the sorted hashes of what should be there, leaving out what is over or about to be.
-    fn expected(&self, now: Mono) -> Vec<Hash> {
-        let mut peers = Canon::default();
-        for chunk in self
-            .peers
-            .iter()
-            .collect::<Vec<_>>()
-            .chunks(ELEMENTS_PER_MESSAGE_MAX)
-        {
-            for request in
-                peer_requests(message::NEW_ELEMENT, chunk.iter().map(|(a, p)| (**a, **p)))
-            {
-                peers.add(message::NEW_ELEMENT, attributes_of(request.body()));
-            }
-        }
-        let lasting = |(_, end): &&(Hash, Mono)| *end > now + EXPIRY_SLACK;
-        let mut out = peers.hashes;
-        out.extend_from_slice(&self.hashes);
-        out.extend(self.timed.iter().filter(lasting).map(|(h, _)| *h));
-        out.sort_unstable();
-        out
-    }
-
-    /// Returns the hashes that may or may not be there at this moment.
-    fn ending(&self, now: Mono) -> BTreeSet<Hash> {
-        let slack = |end: Mono| end <= now + EXPIRY_SLACK && now <= end + EXPIRY_SLACK;
-        let near = self.timed.iter().filter(|(_, end)| slack(*end));
-        near.map(|(h, _)| *h).collect()
-    }
+    /// Reads what stood in the kernel when the table was opened.
+    reading: Option<JoinHandle<Result<Canon, NftError>>>,
 }
 
 /// Whether this kernel has what the table needs: a specimen with every kind of object is tried and
@@ -294,6 +236,7 @@ impl Table {
             ownership: None,
             loaded: None,
             counted: BTreeMap::new(),
+            reading: None,
         })
     }
 
@@ -369,6 +312,41 @@ impl Table {
         self.expected(now.mono)
     }
 
+    /// Begins to read the table that stands, beside whatever else is to do before [`Self::adopt`].
+    pub fn read_ahead(&mut self) {
+        if !matches!(self.found, Found::Orphan | Found::Ours) {
+            return;
+        }
+        let read = || Self::connect(None)?.read_back();
+        // Without a thread it is read when it is asked for.
+        let thread = std::thread::Builder::new().name("table".to_owned());
+        self.reading = thread.spawn(read).ok();
+    }
+
+    /// Takes the table that stood in the kernel for `ruleset` where it is exactly that: nothing is loaded,
+    /// and no packet meets another table. Returns its hash, or none where a load is needed.
+    ///
+    /// # Errors
+    ///
+    /// When the ruleset is malformed or the kernel's table cannot be read.
+    pub fn adopt(&mut self, ruleset: &Ruleset, now: Now) -> Result<Option<Digest>, NftError> {
+        // A table without an owner may change between this look and the next.
+        let is_ours = matches!(self.found, Found::Orphan | Found::Ours);
+        if self.loaded.is_some() || !is_ours {
+            return Ok(None);
+        }
+        let content = layout::layout(ruleset, now.wall)?;
+        let wanted = Loaded::new(ruleset, &content, now.mono);
+        let read = self.reading.take().and_then(|thread| thread.join().ok());
+        let found = read.unwrap_or_else(|| self.read_back())?;
+        let seen = wanted.compare(found, now.mono);
+        if !seen.is_intact() {
+            return Ok(None);
+        }
+        self.loaded = Some(wanted);
+        Ok(Some(seen.found))
+    }
+
     /// Returns the hash of what should be in force.
     ///
     /// # Errors
@@ -387,21 +365,7 @@ impl Table {
     pub fn verify(&mut self, now: Mono) -> Result<Verification, NftError> {
         let found = self.read_back()?;
         let loaded = self.loaded.as_ref().ok_or(NftError::NotLoaded)?;
-        let expected = loaded.expected(now);
-        let ending = loaded.ending(now);
-        let timed = found.timed.iter().map(|(h, _)| *h);
-        let mut found: Vec<_> = timed
-            .filter(|h| !ending.contains(h))
-            .chain(found.hashes.iter().copied())
-            .collect();
-        found.sort_unstable();
-        let (missing, surplus) = canonical::difference(&expected, &found);
-        Ok(Verification {
-            expected: canonical::combine(&expected),
-            found: canonical::combine(&found),
-            missing,
-            surplus,
-        })
+        Ok(loaded.compare(found, now))
     }
 
     /// Puts one peer into the profile, whatever it had before.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use hedgerow_linux::link::{self, Link};
+use hedgerow_linux::nft::{NftError, Table};
 use hedgerow_linux::tunnel::{
     Command, Cut, PeerConfig, PresharedKey, PrivateKey, PskSlot, Report, Roaming, Secrecy, Slot,
     Tunnel, TunnelConfig,
@@ -13,6 +14,7 @@ use hedgerow_mesh::psk::{PostQuantum, PskUse};
 use hedgerow_mesh::{OwnIdentity, TunnelOrder};
 use hedgerow_model::address::Underlay;
 use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::ruleset::Ruleset;
 use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_sync::AgentSession;
 use hedgerow_sync::message;
@@ -26,10 +28,12 @@ use super::orders::Told;
 use super::run::{Daemon, End};
 use super::{offline, status};
 use crate::failure::{Failure, chain};
-use crate::state::{Step, ToTunnel};
+use crate::state::{Load, Step, ToTunnel};
 
 /// How soon the tunnel is told again what it had no room for.
 const ORDERS_AGAIN: Duration = Duration::from_millis(5);
+/// How soon the trusted-time floor is written once something was signed.
+const FLOOR_SOON: Duration = Duration::from_millis(100);
 /// How often the addresses of the interfaces are looked at.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(3);
 /// How long a goodbye may take.
@@ -76,7 +80,7 @@ impl Daemon {
             Step::Store => self.store_resources(now),
             Step::Load(ruleset) => {
                 let generation = ruleset.generation;
-                let result = self.table.load(&ruleset, now).map_err(|e| chain(&e));
+                let result = load(&mut self.table, &ruleset, now).map_err(|e| chain(&e));
                 let now = self.clock.now();
                 self.state.handle_loaded(generation, result, now);
             }
@@ -257,7 +261,8 @@ impl Daemon {
         self.tell_mesh(own, now);
         self.sign_record(sequence, now);
         self.clock.handle_given(Wall::from_secs(sequence));
-        self.written("trusted time", |s| s.store.write_floor(s.clock.floor()));
+        // No machine starts again sooner; a process that does finds the clock further on.
+        self.floor_at = self.floor_at.min(now.mono + FLOOR_SOON);
     }
 
     fn tell_mesh(&mut self, own: OwnIdentity, now: Now) {
@@ -496,4 +501,14 @@ fn command_of_mesh(order: TunnelOrder) -> Command {
         TunnelOrder::SetRelay { session, from, to } => Command::SetRelay { session, from, to },
         TunnelOrder::ForgetRelay { session } => Command::ForgetRelay { session },
     }
+}
+
+/// Brings a table into force: the first of this process may be the one that stands there.
+fn load(table: &mut Table, ruleset: &Ruleset, now: Now) -> Result<Load, NftError> {
+    match table.adopt(ruleset, now) {
+        Ok(Some(hash)) => return Ok(Load::Stood(hash)),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(error = chain(&error), "the kernel's table cannot be read"),
+    }
+    table.load(ruleset, now).map(Load::Replaced)
 }

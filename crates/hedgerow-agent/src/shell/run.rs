@@ -259,7 +259,8 @@ pub(crate) async fn run(config: Config) -> Result<End, Failure> {
     drop(tokio::task::spawn_blocking(entropy::warm));
     let mut notifier = Notifier::from_environment();
     let opened = open(&config)?;
-    let table = Table::open(notifier.take(DESCRIPTOR_NAME)).map_err(|e| kernel(&e))?;
+    let mut table = Table::open(notifier.take(DESCRIPTOR_NAME)).map_err(|e| kernel(&e))?;
+    table.read_ahead();
     let found = table.found();
     let (inputs, mut receiver) = mpsc::channel(INPUTS_MAX);
     let (reports, mut reported) = mpsc::channel(INPUTS_MAX);
@@ -326,6 +327,9 @@ impl Outside {
     }
 }
 
+/// When the controller is called first: peers of before a restart wait, and go before.
+const CONNECT_AFTER: Duration = Duration::from_millis(50);
+
 impl Daemon {
     fn new(
         config: Config,
@@ -366,7 +370,7 @@ impl Daemon {
             live: None,
             serials: 0,
             backoff: Backoff::new(entropy::seed()),
-            connect_at: now.mono,
+            connect_at: now.mono + CONNECT_AFTER,
             controllers: opened.controllers,
             turn: 0,
             local_address: None,
@@ -404,6 +408,9 @@ impl Daemon {
             Event::new(now.wall, EventKind::AgentStarted)
                 .detail("version", env!("CARGO_PKG_VERSION")),
         );
+        self.work();
+        // Who was a peer before the restart is asked before anything else is done.
+        self.state.handle_timeout(self.clock.now());
         self.work();
         self.note_overlaps(now);
         if let Some(failure) = self.fatal.take() {

@@ -336,7 +336,7 @@ impl State {
     pub(crate) fn handle_loaded(
         &mut self,
         generation: u64,
-        result: Result<Digest, String>,
+        result: Result<Load, String>,
         now: Now,
     ) {
         let Some(ruleset) = self
@@ -347,22 +347,26 @@ impl State {
             return;
         };
         match result {
-            Ok(hash) => {
+            Ok(load) => {
                 self.kernel.ids = ruleset
                     .profiles
                     .iter()
                     .map(|(i, p)| (p.clone(), *i))
                     .collect();
                 self.kernel.loaded = Some(*ruleset);
-                self.kernel.hash = Some(hash);
+                self.kernel.hash = Some(load.hash());
                 self.kernel.retry_at = Mono::NEVER;
                 self.kernel.failing = false;
                 self.kernel.read_at = now.mono + self.local.verify_every;
                 if let Some(pending) = &mut self.kernel.pending {
                     pending.loaded = true;
                 }
-                self.steps.push_back(Step::Verify);
+                // Who waits for an element goes before the reading, which takes milliseconds.
                 self.grant_waiting(now);
+                match load {
+                    Load::Replaced(_) => self.steps.push_back(Step::Verify),
+                    Load::Stood(hash) => self.handle_verified(Reading::Intact(hash), now),
+                }
             }
             Err(error) => {
                 tracing::error!(
@@ -626,6 +630,23 @@ fn widen(lifeline: &mut Lifeline, old: &Lifeline) {
     lifeline.servers.extend(&old.servers);
     lifeline.servers.sort_unstable();
     lifeline.servers.dedup();
+}
+
+/// How a table came into force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// It replaced the one before.
+    Replaced(Digest),
+    /// It stood in the kernel already, and was read.
+    Stood(Digest),
+}
+
+impl Load {
+    fn hash(self) -> Digest {
+        match self {
+            Self::Replaced(hash) | Self::Stood(hash) => hash,
+        }
+    }
 }
 
 /// How the table looked when read back.

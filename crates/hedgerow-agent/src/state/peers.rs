@@ -324,6 +324,19 @@ impl State {
         }
     }
 
+    /// Puts those who were peers before the restart into the first table: it then is the one that stands
+    /// in the kernel, and nobody waits for another load. The mesh asks for each of them again.
+    pub(super) fn expect_peers(&mut self, now: Now) {
+        for ticket in self.mesh.remembered(self.world.view(now)) {
+            let state = self.world.standing.state(ticket.id);
+            let facts = Facts::from(&*ticket).in_state(state);
+            if self.profile_of(&facts, now).is_some_and(|p| !p.is_closed()) {
+                self.peers.admit(ticket);
+            }
+        }
+        self.drain_mesh(now);
+    }
+
     /// Returns whether this device and another talk as relay and guest: they are peers whatever policy
     /// grants, and what it does not grant does not pass.
     fn is_for_relay(&self, ticket: &Ticket) -> bool {

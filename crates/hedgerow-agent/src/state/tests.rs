@@ -176,7 +176,7 @@ fn an_answer_to_an_older_load_is_ignored() {
     machine.state.handle_start(at(0));
     machine
         .state
-        .handle_loaded(0, Ok(Digest::of(b"old")), at(0));
+        .handle_loaded(0, Ok(Load::Replaced(Digest::of(b"old"))), at(0));
     assert!(machine.state.table().0.is_none());
 }
 

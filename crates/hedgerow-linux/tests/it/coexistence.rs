@@ -266,6 +266,33 @@ fn a_difference_in_the_kernel_is_noticed_and_mended() {
 }
 
 #[test]
+fn the_table_that_stands_is_taken_as_it_is_and_no_other() {
+    let lab = Lab::new();
+    let rules = one_peer();
+    let loaded = load(&lab, &rules).expected(at(0).mono).unwrap();
+    let mut again = open(&lab.device);
+    assert_eq!(again.found(), Found::Orphan);
+    lab.device.run(|| again.read_ahead());
+    assert_eq!(again.adopt(&rules, at(5)).unwrap(), Some(loaded));
+    // It is loaded now, as if by this process: elements change, and there is nothing left to adopt.
+    again.set_peer(Overlay(peer6(5)), ProfileId(1)).unwrap();
+    assert!(again.verify(at(5).mono).unwrap().is_intact());
+    assert_eq!(again.adopt(&rules, at(5)).unwrap(), None);
+    drop(again);
+    // The peer that was added since is no part of these rules.
+    let mut other = open(&lab.device);
+    assert_eq!(other.adopt(&rules, at(9)).unwrap(), None);
+    assert_eq!(other.load(&rules, at(9)).unwrap(), loaded);
+    drop(other);
+    let mut wider = rules;
+    let inbound = &mut wider.profiles.get_mut(&ProfileId(1)).unwrap().inbound;
+    inbound.push(entry(Ports::tcp(23), Verdict::Accept));
+    let mut newer = open(&lab.device);
+    assert_eq!(newer.adopt(&wider, at(9)).unwrap(), None);
+    lab.device.nft_ok(&["list", "table", "inet", "hedgerow"]);
+}
+
+#[test]
 fn without_ownership_the_same_is_enforced_and_a_flush_is_noticed() {
     let lab = Lab::new();
     let mut table = lab.device.run(Table::open_plain).unwrap();

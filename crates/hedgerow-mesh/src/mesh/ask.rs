@@ -35,7 +35,9 @@ const WAITS_MAX: u32 = 6;
 const WAIT_FOR_RELAY: Duration = Duration::from_millis(500);
 /// After this many attempts at remembered endpoints we ask for newer ones as well.
 const ATTEMPTS_FROM_MEMORY: u32 = 2;
-/// Over how long the introductions after a restart are spread.
+/// So many introductions after a restart go out at once, to those used last.
+const REJOIN_AT_ONCE: usize = 16;
+/// Over how long the others are spread.
 const REJOIN_SPREAD: Duration = Duration::from_secs(2);
 
 /// Everything on its way out.
@@ -371,12 +373,25 @@ impl Mesh {
     /// Plans introductions to those who were peers before the restart.
     pub(super) fn rejoin(&mut self, now: Mono) {
         let devices: Vec<DeviceId> = self.memories.live().take(REJOIN_MAX).collect();
-        for device in devices {
-            self.timers.set(
-                Timer::Rejoin(device),
-                now + self.random.up_to(REJOIN_SPREAD),
-            );
+        for (place, device) in devices.into_iter().enumerate() {
+            let at = match place < REJOIN_AT_ONCE {
+                true => now,
+                false => now + self.random.up_to(REJOIN_SPREAD),
+            };
+            self.timers.set(Timer::Rejoin(device), at);
         }
+    }
+
+    /// Returns the tickets, verified, of those who were peers before the restart and are introduced to
+    /// first. With them the first table of the kernel is the one that stood before.
+    pub fn remembered(&mut self, view: View<'_>) -> Vec<Verified<Ticket>> {
+        let devices: Vec<DeviceId> = self.memories.live().take(REJOIN_AT_ONCE).collect();
+        let memories = devices
+            .iter()
+            .filter_map(|d| self.memories.get(*d).cloned());
+        let memories: Vec<Memory> = memories.collect();
+        let believed = memories.into_iter().filter_map(|m| self.believe(m, view));
+        believed.map(|(ticket, _)| ticket).collect()
     }
 
     pub(super) fn admitted_to_ask(&mut self, device: DeviceId, view: View<'_>) {

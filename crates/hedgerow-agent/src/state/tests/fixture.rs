@@ -10,7 +10,7 @@ use hedgerow_identity::statement::{
     sign_ticket, verify_binding,
 };
 use hedgerow_identity::trust::{Trust, root_set_digest, sign_manifest};
-use hedgerow_mesh::{IntroductionSecret, Mesh, OwnIdentity};
+use hedgerow_mesh::{IntroductionSecret, Memory, Mesh, OwnIdentity};
 use hedgerow_model::address::{OverlayAddresses, domain_prefix};
 use hedgerow_model::event::EventKind;
 use hedgerow_model::id::{DeviceId, DeviceName, Digest, Revision, SiteName};
@@ -321,6 +321,8 @@ pub(super) struct Machine {
     pub(super) messages: Vec<(DeviceId, Vec<u8>)>,
     pub(super) asked: Vec<u64>,
     pub(super) tunnel_peers: Vec<DeviceId>,
+    /// Records of peers as the disk has them.
+    pub(super) memories: BTreeMap<DeviceId, Memory>,
     pub(super) released: Vec<Overlay>,
     /// What the kernel has, as loads and single changes left it.
     pub(super) elements: BTreeSet<Overlay>,
@@ -366,6 +368,7 @@ impl Machine {
             messages: Vec::new(),
             asked: Vec::new(),
             tunnel_peers: Vec::new(),
+            memories: BTreeMap::new(),
             released: Vec::new(),
             elements: BTreeSet::new(),
             kernel_works: true,
@@ -484,7 +487,7 @@ impl Machine {
             Step::Load(ruleset) => {
                 let result = if self.kernel_works {
                     self.elements = ruleset.peers.keys().copied().collect();
-                    Ok(table)
+                    Ok(Load::Replaced(table))
                 } else {
                     Err("no memory".into())
                 };
@@ -519,7 +522,7 @@ impl Machine {
                 self.bind(now);
                 "bind".into()
             }
-            Step::Remember(_) => "remember".into(),
+            Step::Remember(memory) => self.remember(*memory),
             Step::Forget(_) => "forget".into(),
             Step::Hosts(entries) => {
                 self.hosts.push(entries);
@@ -539,6 +542,11 @@ impl Machine {
             Step::Whereabouts => "whereabouts".into(),
             Step::Present(_) => "present".into(),
         }
+    }
+
+    fn remember(&mut self, memory: Memory) -> String {
+        self.memories.insert(memory.device, memory);
+        "remember".into()
     }
 
     fn tunnel(&mut self, order: ToTunnel) -> String {

@@ -89,6 +89,30 @@ fn peers_that_may_speak_are_set_up_kernel_first() {
 }
 
 #[test]
+fn after_a_restart_the_first_table_has_who_was_a_peer_and_nobody_waits() {
+    let (_, mut a, mut b) = introduced(POLICY);
+    let (mut again, complaints) = a.reborn(a.state.stored());
+    assert!(complaints.is_empty(), "{complaints:?}");
+    for memory in a.memories.values() {
+        again.handle_memory(memory.clone());
+    }
+    a.state = again;
+    for of_before in [&mut a.log, &mut b.log] {
+        of_before.clear();
+    }
+    (a.tunnel_peers, a.sent, a.elements) = Default::default();
+    let now = at(20);
+    a.state.handle_start(now);
+    a.run(now);
+    assert!(a.elements.contains(&Overlay(b.body.addresses.v6.into())));
+    a.state.handle_timeout(now);
+    carry(&mut a, &mut b, now);
+    assert_eq!(a.tunnel_peers, [b.id()], "{:?}", a.log);
+    let loads = a.log.iter().filter(|step| *step == "load").count();
+    assert_eq!(loads, 1, "{:?}", a.log);
+}
+
+#[test]
 fn peers_that_may_not_speak_are_never_set_up() {
     let (_, mut a, mut b) = two(POLICY, ("role=sensor", "role=plc"));
     meet(&mut a, &mut b);
