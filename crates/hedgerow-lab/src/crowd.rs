@@ -14,6 +14,7 @@ use hedgerow_identity::key::SoftwareP256;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::statement::{sign_binding, verify_binding};
 use hedgerow_linux::tunnel::core::{Core, CoreConfig, Output as Wire};
+use hedgerow_linux::tunnel::limits::INITIATIONS_PER_SECOND;
 use hedgerow_linux::tunnel::{
     Command, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot,
 };
@@ -246,6 +247,7 @@ impl Peer {
                 mtu: MTU_DEFAULT,
                 private_key: secret,
                 wall_floor: now.wall,
+                initiations_per_second: INITIATIONS_PER_SECOND,
             },
             Box::new(|buffer| {
                 buffer.iter_mut().for_each(|b| *b = bytes::<1>()[0]);

@@ -47,6 +47,7 @@ use zeroize::Zeroizing;
 use crate::tun::{Offload, TunError};
 use crate::udp::{Trains, UdpError};
 
+mod agreement;
 pub mod core;
 pub mod flows;
 mod handshakes;

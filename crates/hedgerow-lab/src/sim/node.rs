@@ -12,6 +12,7 @@ use anyhow::Result;
 use hedgerow_identity::clock::TrustedClock;
 use hedgerow_identity::standing::Standing;
 use hedgerow_linux::tunnel::core::{Core, CoreConfig, Handled, OVERHEAD_BYTES, Output as Wire};
+use hedgerow_linux::tunnel::limits::INITIATIONS_PER_SECOND;
 use hedgerow_linux::tunnel::message::HEADER_BYTES;
 use hedgerow_linux::tunnel::{
     Command, Cut, MTU_DEFAULT, PeerConfig, PresharedKey, PrivateKey, PskSlot, Rejection, Report,
@@ -127,6 +128,7 @@ impl Node {
             mtu: MTU_DEFAULT,
             private_key: secret,
             wall_floor: now.wall,
+            initiations_per_second: INITIATIONS_PER_SECOND,
         };
         let core = Core::new(
             core,

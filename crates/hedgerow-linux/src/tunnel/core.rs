@@ -52,6 +52,8 @@ pub struct CoreConfig {
     pub private_key: PrivateKey,
     /// Handshake timestamps are later than this.
     pub wall_floor: Wall,
+    /// Initiations per second that are answered without a cookie, and as many at once.
+    pub initiations_per_second: u32,
 }
 
 /// What the machine wants done.
@@ -120,7 +122,7 @@ impl Core {
             key: LocalKey::new(config.private_key),
             previous_key: None,
             peers: Peers::default(),
-            limits: Limits::new(),
+            limits: Limits::new(config.initiations_per_second),
             budget: Budget::default(),
             outputs: VecDeque::new(),
             entropy,

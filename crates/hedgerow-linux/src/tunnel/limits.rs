@@ -10,16 +10,29 @@ use hedgerow_model::address::Underlay;
 use super::mac::{self, Cookie};
 use super::timers::COOKIE_LIFETIME;
 
-/// Initiations answered at once without a cookie; more in a second and we are under load.
-pub const INITIATIONS_BURST: u32 = 500;
-/// Initiations per second without a cookie.
+/// Initiations per second without a cookie, and as many at once, where nobody measured what one costs;
+/// with more we are under load.
 pub const INITIATIONS_PER_SECOND: u32 = 500;
+/// The fewest that are answered, however slow the machine.
+pub const INITIATIONS_PER_SECOND_MIN: u32 = 100;
+/// The most, however fast.
+pub const INITIATIONS_PER_SECOND_MAX: u32 = 10_000;
+/// One part in so many of a core's time goes to handshakes before a cookie is asked.
+const HANDSHAKE_SHARE: u64 = 2;
 /// Initiations per second and source address (IPv6: /64) that is proven by a cookie.
 pub const SOURCE_INITIATIONS_PER_SECOND: u32 = 50;
 /// Source addresses metered; more are refused until some have been quiet for a second.
 pub const SOURCES_MAX: usize = 4096;
 /// Reports per second about what strangers and liars do.
 pub const SUSPICIONS_PER_SECOND: u32 = 10;
+
+/// Returns how many initiations a second this machine answers without a cookie, when answering one takes
+/// it `cost`: half of a core's time.
+pub(super) fn affordable(cost: Duration) -> u32 {
+    let nanos = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX).max(1);
+    let count = u32::try_from(1_000_000_000 / HANDSHAKE_SHARE / nanos).unwrap_or(u32::MAX);
+    count.clamp(INITIATIONS_PER_SECOND_MIN, INITIATIONS_PER_SECOND_MAX)
+}
 
 /// A token bucket that begins full.
 #[derive(Debug, Clone, Copy)]
@@ -83,9 +96,10 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(initiations_per_second: u32) -> Self {
+        let rate = initiations_per_second;
         Self {
-            unproven: Bucket::new(INITIATIONS_BURST, INITIATIONS_PER_SECOND),
+            unproven: Bucket::new(rate, rate),
             sources: BTreeMap::new(),
             secret: [0; 32],
             secret_since: None,
@@ -175,13 +189,19 @@ mod tests {
     }
 
     #[test]
+    fn slow_machines_answer_fewer_and_none_answers_nobody() {
+        let counts = [0, 100, 1000, 100_000].map(|us| affordable(Duration::from_micros(us)));
+        assert_eq!(counts, [10_000, 5000, 500, 100]);
+    }
+
+    #[test]
     fn tunnel_under_load_a_cookie_is_asked_and_then_counted_per_source() {
-        let mut limits = Limits::new();
+        let mut limits = Limits::new(INITIATIONS_PER_SECOND);
         let now = Mono(SECOND);
         limits.set_secret([7; 32], now);
         let from = Underlay("192.0.2.1:5".parse().unwrap());
         let mut message = [1; 148];
-        for _ in 0..INITIATIONS_BURST {
+        for _ in 0..INITIATIONS_PER_SECOND {
             assert_eq!(limits.admit(from, &message, now), Admission::Process);
         }
         let Admission::Prove(cookie) = limits.admit(from, &message, now) else {
@@ -211,7 +231,7 @@ mod tests {
 
     #[test]
     fn tunnel_sources_are_bounded_and_quiet_ones_make_room() {
-        let mut limits = Limits::new();
+        let mut limits = Limits::new(INITIATIONS_PER_SECOND);
         let now = Mono(SECOND);
         for n in 0..SOURCES_MAX {
             let ip = Ipv6Addr::from((n as u128) << 64);

@@ -1,5 +1,7 @@
 //! The handshake: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s by `snow`, keys and randomness as arguments.
 
+use std::sync::Arc;
+
 use hedgerow_model::statement::X25519Public;
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
@@ -7,6 +9,7 @@ use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, HandshakeState};
 use zeroize::Zeroizing;
 
+use super::agreement::{Agreement, Prepared};
 use super::mac::MacKeys;
 use super::message::{self, INITIATION_BYTES, RESPONSE_BYTES};
 use super::{PresharedKey, PrivateKey};
@@ -29,12 +32,14 @@ pub(super) struct LocalKey {
     pub(super) secret: PrivateKey,
     pub(super) public: X25519Public,
     pub(super) macs: MacKeys,
+    prepared: Option<Arc<Prepared>>,
 }
 
 impl LocalKey {
     pub(super) fn new(secret: PrivateKey) -> Self {
         let public = secret.public();
         Self {
+            prepared: Prepared::of(&secret),
             secret,
             public,
             macs: MacKeys::of(&public),
@@ -160,23 +165,43 @@ impl Responder {
     }
 }
 
+/// Spends what answering one initiation costs, all but what is cheap: four agreements and a new key.
+pub(super) fn rehearse(secret: &PrivateKey) {
+    let Some(key) = Prepared::of(secret) else {
+        return;
+    };
+    let (public, mut shared) = (secret.public(), Zeroizing::new([0; 32]));
+    for _ in 0..4 {
+        // It is our own key: the result is of no use to anybody.
+        let agreed = key.agree(&public.0, &mut *shared);
+        debug_assert!(agreed.is_ok());
+    }
+}
+
 fn builder(local: &LocalKey, ephemeral: Ephemeral) -> Result<Builder<'_>, snow::Error> {
     let params: NoiseParams = PATTERN.parse()?;
-    Builder::with_resolver(params, Box::new(Resolver(ephemeral)))
+    let resolver = Resolver {
+        ephemeral,
+        own: local.prepared.clone(),
+    };
+    Builder::with_resolver(params, Box::new(resolver))
         .prologue(PROLOGUE)?
         .local_private_key(local.secret.expose())
 }
 
-/// snow's primitives with randomness that was given to us.
-struct Resolver(Ephemeral);
+/// snow's primitives, X25519 of our own choice, and randomness that was given to us.
+struct Resolver {
+    ephemeral: Ephemeral,
+    own: Option<Arc<Prepared>>,
+}
 
 impl CryptoResolver for Resolver {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
-        Some(Box::new(Once(Some(self.0.clone()))))
+        Some(Box::new(Once(Some(self.ephemeral.clone()))))
     }
 
-    fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
-        DefaultResolver.resolve_dh(choice)
+    fn resolve_dh(&self, _choice: &DHChoice) -> Option<Box<dyn Dh>> {
+        Some(Box::new(Agreement::new(self.own.clone())))
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {

@@ -17,12 +17,17 @@ use super::outbox::Outbox;
 use super::receive::{Receiver, deliver};
 use super::send::Sender;
 use super::stats::Shared;
-use super::{Command, Cut, Report, Reports, StartError, TunnelConfig, TunnelHandle};
+use super::{
+    Command, Cut, PrivateKey, Report, Reports, StartError, TunnelConfig, TunnelHandle, limits,
+    noise,
+};
 use crate::tun::{Lifetime, Tun, TunError};
 use crate::udp::{Sent, Udp};
 
 /// Commands taken before the packets have their turn.
 const COMMANDS_PER_ROUND: usize = 256;
+/// How often the cost of a handshake is measured at the start.
+const COST_RUNS: usize = 3;
 
 pub(super) fn start(
     config: TunnelConfig,
@@ -55,6 +60,7 @@ pub(super) fn start(
     let core = CoreConfig {
         addresses: config.addresses,
         mtu: config.mtu,
+        initiations_per_second: limits::affordable(handshake_cost(&config.private_key)),
         private_key: config.private_key,
         wall_floor: config.wall_floor,
     };
@@ -81,6 +87,16 @@ pub(super) fn start(
         name: config.name,
         port,
     })
+}
+
+/// Measures what answering an initiation costs here; the best of a few, as others may have the core.
+fn handshake_cost(key: &PrivateKey) -> Duration {
+    let runs = (0..COST_RUNS).map(|_| {
+        let start = mono();
+        noise::rehearse(key);
+        mono().since(start)
+    });
+    runs.min().unwrap_or(Duration::MAX)
 }
 
 /// Wakes the thread. A full counter means that it is awake already.

@@ -10,7 +10,7 @@ use hedgerow_model::service::{Ports, Protocol};
 use proptest::prelude::*;
 
 use super::pair::*;
-use crate::tunnel::limits::{INITIATIONS_BURST, INITIATIONS_PER_SECOND};
+use crate::tunnel::limits::INITIATIONS_PER_SECOND;
 use crate::tunnel::{Command, Report, Stats};
 
 fn stranger() -> Underlay {
@@ -182,12 +182,12 @@ fn tunnel_attack_handshake_flood_meets_cookies_and_peers_get_through() {
     x.tell(Command::SetPeer(b.config()), at(0));
     x.send(&packet(v6(66), v6(2), b"x"), at(1));
     let flood = x.sent.remove(0).1;
-    for _ in 0..2 * INITIATIONS_BURST {
+    for _ in 0..2 * INITIATIONS_PER_SECOND {
         b.receive(stranger(), &flood, at(1));
     }
     let stats = *b.core.stats();
-    assert_eq!(stats.dropped_unknown, u64::from(INITIATIONS_BURST));
-    assert_eq!(stats.cookies_sent, u64::from(INITIATIONS_BURST));
+    assert_eq!(stats.dropped_unknown, u64::from(INITIATIONS_PER_SECOND));
+    assert_eq!(stats.cookies_sent, u64::from(INITIATIONS_PER_SECOND));
     assert!(
         b.sent
             .iter()

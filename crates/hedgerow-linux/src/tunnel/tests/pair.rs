@@ -10,6 +10,7 @@ use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now, Wall};
 
 use crate::tunnel::core::{Core, CoreConfig, Entropy, Handled, OVERHEAD_BYTES, Output};
+use crate::tunnel::limits::INITIATIONS_PER_SECOND;
 use crate::tunnel::message::{HEADER_BYTES, put};
 use crate::tunnel::{Command, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot};
 
@@ -101,6 +102,7 @@ impl Node {
             mtu: 1420,
             private_key: secret(n),
             wall_floor: Wall(0),
+            initiations_per_second: INITIATIONS_PER_SECOND,
         };
         Self {
             n,

@@ -300,25 +300,25 @@ fn tunnel_use_and_silence_are_reported_where_the_mesh_chooses_the_path() {
     };
     send(&mut a, 0);
     assert_eq!(a.said(), [Report::Active { device }], "once");
-    send(&mut a, 100);
-    a.timeout(after(149));
+    send(&mut a, 50);
+    a.timeout(after(99));
     assert!(a.said().is_empty());
-    a.timeout(after(150));
+    a.timeout(after(100));
     assert_eq!(a.said(), [Report::Silent { device }]);
     // A message alone shows that the path works: the next silence is longer.
-    b.tell(say(&a, None, b"here"), after(150));
-    pump(&mut a, &mut b, after(150));
+    b.tell(say(&a, None, b"here"), after(100));
+    pump(&mut a, &mut b, after(100));
     a.said();
     send(&mut a, 200);
-    a.timeout(after(499));
+    a.timeout(after(399));
     assert!(a.said().is_empty());
-    a.timeout(after(500));
+    a.timeout(after(400));
     assert_eq!(a.said(), [Report::Silent { device }]);
     // A packet that comes back makes it short again.
     b.send(&packet(v6(2), v6(1), b"y"), after(500));
     pump(&mut a, &mut b, after(500));
     send(&mut a, 600);
-    a.timeout(after(751));
+    a.timeout(after(701));
     assert_eq!(a.said(), [Report::Silent { device }]);
 }
 
