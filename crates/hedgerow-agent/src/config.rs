@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) interface: String,
     pub(crate) mtu: u16,
     pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) relay_listen: Option<SocketAddr>,
+    pub(crate) relay_port: Option<u16>,
     pub(crate) consents_to_bench: bool,
     pub(crate) post_quantum: PostQuantum,
     pub(crate) hosts_file: Option<PathBuf>,
@@ -83,6 +85,12 @@ struct RawMesh {
     mtu: u16,
     /// Where peers reach this device, besides its own addresses; for instance a forwarded port.
     endpoints: Vec<SocketAddr>,
+    /// Where this device, when it is a relay, takes links over TLS from devices whose UDP is blocked: a TCP
+    /// address and port; empty for nowhere. Default: `[::]:443`.
+    relay_listen: String,
+    /// TCP port of relays, which this device connects to while no relay answers over UDP; 0 for never.
+    /// Default: 443.
+    relay_port: u16,
     /// Whether peers may measure throughput to this device: `allow` or `deny`. Default: `deny`.
     bench: Consent,
     /// What may pass to a peer before both agreed on a post-quantum key: `prefer` lets everything
@@ -172,6 +180,8 @@ impl Default for RawMesh {
             interface: "hedgerow0".into(),
             mtu: 1420,
             endpoints: Vec::new(),
+            relay_listen: "[::]:443".into(),
+            relay_port: 443,
             bench: Consent::Deny,
             post_quantum: RawPostQuantum::Prefer,
         }
@@ -306,6 +316,8 @@ impl Config {
             interface: raw.mesh.interface,
             mtu: raw.mesh.mtu,
             endpoints: raw.mesh.endpoints,
+            relay_listen: relay_listen(&raw.mesh.relay_listen)?,
+            relay_port: Some(raw.mesh.relay_port).filter(|port| *port > 0),
             consents_to_bench: raw.mesh.bench == Consent::Allow,
             resolver: resolver(&raw.names.resolver)?,
             post_quantum: match raw.mesh.post_quantum {
@@ -357,6 +369,19 @@ fn resolver(text: &str) -> Result<Option<SocketAddr>, String> {
         Ok(address) if address.ip().is_loopback() && address.port() > 0 => Ok(Some(address)),
         _ => Err(format!(
             "names.resolver must be a loopback address and a port like 127.0.0.59:53, or empty, not `{text}`"
+        )),
+    }
+}
+
+/// Reads where a relay takes links.
+fn relay_listen(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() > 0 => Ok(Some(address)),
+        _ => Err(format!(
+            "mesh.relay_listen must be an address and a port like [::]:443, or empty, not `{text}`"
         )),
     }
 }

@@ -172,6 +172,27 @@ const FAMILIES: &[Family] = &[
         &["event"],
         "everything else that the tunnel counts",
     ),
+    gauge(
+        "hedgerow_links",
+        &["side"],
+        "links over TLS that stand: to relays, and from devices where this device is a relay",
+    ),
+    counter(
+        "hedgerow_link_datagrams_total",
+        &["direction"],
+        "datagrams that links over TLS carried",
+    ),
+    counter("hedgerow_link_bytes_total", &["direction"], "bytes of them"),
+    counter(
+        "hedgerow_link_dropped_total",
+        &["reason"],
+        "datagrams that links over TLS dropped, by reason",
+    ),
+    counter(
+        "hedgerow_link_refused_total",
+        &["reason"],
+        "connections that got no link, by reason",
+    ),
     gauge("hedgerow_names", &[], "names that the resolver knows"),
     gauge(
         "hedgerow_resolver_answers",
@@ -206,6 +227,32 @@ const PLAIN: &[(&str, &str)] = &[
     ),
     ("hedgerow_names", "/names/count"),
     ("hedgerow_resolver_answers", "/names/resolver/answers"),
+];
+
+/// Numbers of links, with their label, and where `status` has them.
+const LINKS: &[(&str, &str, &str)] = &[
+    ("hedgerow_links", "ours", "/mesh/links/ours"),
+    ("hedgerow_links", "theirs", "/mesh/links/theirs"),
+    (
+        "hedgerow_link_datagrams_total",
+        "received",
+        "/mesh/links/received_datagrams",
+    ),
+    (
+        "hedgerow_link_datagrams_total",
+        "sent",
+        "/mesh/links/sent_datagrams",
+    ),
+    (
+        "hedgerow_link_bytes_total",
+        "received",
+        "/mesh/links/received_bytes",
+    ),
+    (
+        "hedgerow_link_bytes_total",
+        "sent",
+        "/mesh/links/sent_bytes",
+    ),
 ];
 
 /// Series of one family: label values, and the number as text.
@@ -295,6 +342,21 @@ fn collect(status: &Value) -> BTreeMap<&'static str, Series> {
             vec![reason.clone()],
             number(count),
         );
+    }
+    for (family, label, path) in LINKS {
+        put(
+            family,
+            vec![(*label).to_owned()],
+            status.pointer(path).and_then(number),
+        );
+    }
+    for (path, family) in [
+        ("/mesh/links/dropped", "hedgerow_link_dropped_total"),
+        ("/mesh/links/refused", "hedgerow_link_refused_total"),
+    ] {
+        for (reason, count) in entries(status, path) {
+            put(family, vec![reason.clone()], number(count));
+        }
     }
     for (outcome, count) in entries(status, "/names/resolver/questions") {
         put(

@@ -14,6 +14,7 @@ mod measure;
 pub(crate) mod offline;
 mod orders;
 mod preference;
+mod relay_link;
 pub(crate) mod renew;
 pub(crate) mod resolver;
 pub(crate) mod run;

@@ -104,6 +104,10 @@ pub(crate) enum Step {
     StoreTrial(UnderlayTrial),
     /// Make the controller say something.
     Probe,
+    /// Connect to a relay over TLS at one of these hosts.
+    OpenLink(DeviceId, Vec<IpAddr>),
+    /// Part from it.
+    CloseLink(DeviceId),
     /// Tell whoever asked what was measured.
     Answer(u64, Box<Answer>),
     /// It is this late at least: an issuer signed it.
@@ -147,6 +151,10 @@ pub(crate) struct Local {
     pub(crate) tunnel: String,
     /// The mesh's port.
     pub(crate) mesh_port: u16,
+    /// The TCP port for links from devices, used while this device is a relay.
+    pub(crate) relay_listen: Option<u16>,
+    /// The TCP port of relays for links.
+    pub(crate) relay_port: Option<u16>,
     /// Prefixes that always may manage, by the configuration file.
     pub(crate) management: Vec<Prefix>,
     /// Name and time servers by the configuration file.

@@ -320,6 +320,8 @@ impl Peer {
                 | Output::PathChanged { .. }
                 | Output::PathLost { .. }
                 | Output::HomeRelays { .. }
+                | Output::OpenLink { .. }
+                | Output::CloseLink { .. }
                 | Output::Release { .. }
                 | Output::RemovePeer { .. }
                 | Output::Refused { .. }

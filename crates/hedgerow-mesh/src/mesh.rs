@@ -19,6 +19,7 @@ use crate::memory::{Memories, Memory};
 use crate::output::{Output, Refusal, Removal, Unreachable};
 use crate::peer::{Peers, Shown};
 use crate::random::Random;
+use crate::relay::Links;
 use crate::timers::Timers;
 use answer::Answering;
 use ask::Asking;
@@ -29,6 +30,7 @@ mod answer;
 mod ask;
 mod count;
 pub(crate) mod gossip;
+mod links;
 mod peers;
 mod status;
 mod tables;
@@ -196,6 +198,7 @@ pub struct Mesh {
     /// Devices to introduce ourselves to when somebody says where they are.
     wanted_devices: BTreeSet<DeviceId>,
     ways: Ways,
+    links: Links,
     timers: Timers<Timer>,
     budgets: Budgets,
     gossip: gossip::Gossip,
@@ -213,6 +216,7 @@ impl Mesh {
         let budgets = Budgets::new(random.bytes());
         let ways = Ways::new(|| *random.bytes());
         let gossip = gossip::Gossip::new(&mut random);
+        let links = Links::new(*random.bytes());
         Self {
             own: None,
             peers: Peers::default(),
@@ -223,6 +227,7 @@ impl Mesh {
             unreachable: UnreachableTable::default(),
             wanted_devices: BTreeSet::new(),
             ways,
+            links,
             timers: Timers::new(),
             budgets,
             gossip,
@@ -430,7 +435,8 @@ impl Mesh {
 
     /// Returns when [`Self::handle_timeout`] next has something to decide, and what that is.
     pub fn deadline(&self) -> (Mono, &'static str) {
-        let (ways, gossip) = (self.ways.deadline(), self.gossip.deadline());
+        let ways = self.ways.deadline().min(self.links.deadline());
+        let gossip = self.gossip.deadline();
         match self.timers.first() {
             Some((at, timer)) if at <= ways.min(gossip.0) => (at, timer.reason()),
             Some(_) | None if ways < gossip.0 => (ways, "look after paths"),

@@ -1,6 +1,7 @@
 //! What the parent must do next, and why things were refused.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use hedgerow_identity::Verified;
 use hedgerow_identity::error::{RefusedBinding, RefusedTicket};
@@ -111,6 +112,19 @@ pub enum Output {
     HomeRelays {
         /// At most [`crate::relay::HOME_RELAYS`].
         relays: Vec<DeviceId>,
+    },
+    /// Connect to a relay over TLS at the first of these hosts that answers; say so by
+    /// [`crate::Mesh::handle_link`], and by [`crate::Mesh::handle_link_ended`] when it ends or does not stand.
+    OpenLink {
+        /// Which relay: nobody else's certificate will do.
+        relay: DeviceId,
+        /// Where to, at most [`crate::relay::LINK_ADDRESSES_MAX`].
+        hosts: Vec<IpAddr>,
+    },
+    /// End the link to a relay; it is not in use any more.
+    CloseLink {
+        /// Which relay.
+        relay: DeviceId,
     },
     /// An exchange for a pre-shared key was given up; it is begun again after a pause.
     PskFailed {

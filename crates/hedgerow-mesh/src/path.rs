@@ -41,7 +41,9 @@ mod wire;
 pub use candidates::Absurd;
 pub use mtu::MTU_MIN;
 use peer::Peer;
-pub use route::{PUNCH_PAUSES, REST_MAX, REST_MIN, Standing, TIMEOUT_MAX, TIMEOUT_MIN};
+pub use route::{
+    LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, REST_MIN, Standing, TIMEOUT_MAX, TIMEOUT_MIN,
+};
 pub use wire::{CANDIDATES_MAX, Candidates, PathMessage, Probe, RELAYS_MAX, Reply};
 
 /// Most routes to one peer; a new one takes the place of one that rests, else it is left out.
@@ -471,6 +473,11 @@ impl Paths {
     /// Returns where this device may be reached, as peers are told.
     pub fn own_candidates(&self) -> Vec<Underlay> {
         self.common.own_candidates().addresses
+    }
+
+    /// Returns whether an address that somebody named may be another device's.
+    pub fn may_lead(&self, address: Underlay) -> bool {
+        candidates::judge(address, &self.common.local, &self.common.overlay).is_ok()
     }
 
     /// Returns how many messages and candidates were dropped, by reason.

@@ -20,12 +20,17 @@ use hedgerow_model::Mono;
 use hedgerow_model::id::DeviceId;
 
 mod client;
+mod links;
 mod server;
 mod wire;
 
 pub use client::{
     ASK_AGAIN_MAX, ASK_WITHIN, Client, ClientOutput, ClientStatus, EXPLORE_EVERY, HOME_RELAYS,
     KNOWN_MAX, OPEN_EVERY, RelayStatus, SESSIONS_PER_RELAY_MAX, WANTS_MAX,
+};
+pub use links::{
+    LINK_ADDRESSES_MAX, LINK_AFTER, LINK_AGAIN_MAX, LINK_AGAIN_MIN, LINK_SPARE_FOR,
+    LINK_USED_WITHIN, LINKS_MAX, LinkOutput, Links, hosts,
 };
 pub use server::{
     CONNECTS, HOPS_MAX, PENDING_MAX, REGISTERED_FOR, REGISTERED_MAX, SESSION_FOR, SESSIONS_MAX,

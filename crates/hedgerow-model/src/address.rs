@@ -22,6 +22,14 @@ impl fmt::Display for Overlay {
     }
 }
 
+impl Underlay {
+    /// Returns whether it leads to this machine: as a way to a peer it is then a link, behind which somebody
+    /// here passes datagrams on.
+    pub fn is_loopback(&self) -> bool {
+        self.0.ip().to_canonical().is_loopback()
+    }
+}
+
 impl fmt::Display for Underlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -152,6 +152,18 @@ pub struct Lifeline {
     pub servers: Vec<IpAddr>,
     /// Who may ask them.
     pub askers: Askers,
+    /// Links that carry the mesh where UDP is blocked.
+    pub links: LinkPorts,
+}
+
+/// TCP ports of links between devices and relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct LinkPorts {
+    /// Where this device takes them from anybody, because it is a relay.
+    pub listens: Option<u16>,
+    /// Where the agent's own sockets connect to, on any host; nothing where they cannot be told apart
+    /// ([`Askers::Group`]).
+    pub connects: Option<u16>,
 }
 
 impl Lifeline {

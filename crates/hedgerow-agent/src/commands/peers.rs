@@ -77,13 +77,20 @@ fn path_of(peer: &Value) -> String {
         peer.get("path").and_then(Value::as_str),
     ) {
         (Some(Value::Bool(true)), Some("relayed")) => {
-            match peer.get("relay").and_then(Value::as_str) {
-                Some(relay) => format!("relayed by {relay}"),
-                None => "relayed".to_owned(),
-            }
+            let relay = peer.get("relay").and_then(Value::as_str);
+            let by = relay.map_or("relayed".to_owned(), |relay| format!("relayed by {relay}"));
+            format!("{by}{}", over(peer))
         }
-        (Some(Value::Bool(true)), Some(path)) => path.to_owned(),
+        (Some(Value::Bool(true)), Some(path)) => format!("{path}{}", over(peer)),
         _ => "no session".to_owned(),
+    }
+}
+
+/// Says what a way goes over when that is not UDP.
+fn over(way: &Value) -> &'static str {
+    match way.get("carrier").and_then(Value::as_str) {
+        Some("tls") => " over tls",
+        _ => "",
     }
 }
 
@@ -99,8 +106,8 @@ pub(super) fn paths_text(status: &Value, peers: &[&Value]) -> String {
                 false => ' ',
             };
             let kind = match route.get("relay").and_then(Value::as_str) {
-                Some(relay) => format!("relayed by {relay}"),
-                None => text(route, "kind"),
+                Some(relay) => format!("relayed by {relay}{}", over(route)),
+                None => format!("{}{}", text(route, "kind"), over(route)),
             };
             rows.push(vec![
                 format!("{mark} {}", text(route, "address")),
@@ -139,6 +146,15 @@ pub(super) fn why(status: &Value, peer: &Value) -> String {
     let alive = |list: &[&&Value]| list.iter().filter(|r| is(r, "state", "alive")).count();
     if peer.get("session") != Some(&Value::Bool(true)) {
         return "No session: the next packet looks for a way.".to_owned();
+    }
+    if is(peer, "carrier", "tls") {
+        let way = match is(peer, "path", "relayed") {
+            true => format!("Through {}, over TLS", text(peer, "relay")),
+            false => "Over TLS".to_owned(),
+        };
+        return format!(
+            "{way}: nothing answers over UDP, which a firewall blocks; it is tried again."
+        );
     }
     if is(peer, "path", "relayed") {
         let tried = direct.len();

@@ -129,6 +129,8 @@ impl Daemon {
                 }
             }
             Step::Present(at) => self.note_present(at),
+            Step::OpenLink(relay, hosts) => self.open_link(relay, hosts, now),
+            Step::CloseLink(relay) => self.close_link(relay),
             Step::Tunnel(order) => self.tell_tunnel(order),
         }
     }
@@ -209,6 +211,8 @@ impl Daemon {
         let result = written.map_err(|failure| failure.to_string());
         self.state.handle_disk(result.clone());
         self.state.handle_stored(result, now);
+        // Revocations or states may be among what came.
+        self.judge_links(now);
     }
 
     fn acknowledge(&mut self, revision: hedgerow_model::id::Revision, stage: message::Stage) {
@@ -329,6 +333,7 @@ impl Daemon {
     /// Looks which addresses this machine has, for the mesh.
     pub(super) fn look_at_addresses(&mut self, now: Now) {
         self.addresses_at = now.mono + ADDRESSES_EVERY;
+        self.tend_links(now);
         let tunnel = Link::find(&self.config.interface).ok();
         let found = match link::addresses(tunnel.as_ref()) {
             Ok(found) => found,

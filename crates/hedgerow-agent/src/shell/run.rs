@@ -30,6 +30,7 @@ use super::local::{self, Request};
 use super::measure::Waiting;
 use super::orders::Orders;
 use super::preference::Preference;
+use super::relay_link::{self, RelayLinks};
 use super::resolver::Resolver;
 use super::store::{NotOpened, Store};
 use super::uplink::{self, Connection};
@@ -64,6 +65,8 @@ pub(crate) enum Input {
     Samples(Vec<Sample>),
     /// Where controllers called by name are.
     Names(BTreeMap<String, Vec<SocketAddr>>),
+    /// From the tasks of links over TLS.
+    Link(relay_link::Report),
     /// The service manager or a person wants us to end; the table stays.
     Terminate,
 }
@@ -137,6 +140,7 @@ pub(crate) struct Daemon {
     /// How many people look at packets.
     pub(super) captures: usize,
     pub(super) waiting: Waiting,
+    pub(super) links: RelayLinks,
 }
 
 /// Everything on disk that a state begins with.
@@ -221,6 +225,7 @@ fn open_store(store: Store, config: &Config, askers: Askers) -> Result<Opened, F
 fn mesh(config: &Config) -> Mesh {
     let mut mesh = Mesh::new(entropy::bytes());
     mesh.handle_mtu(config.mtu);
+    mesh.handle_links_allowed(config.relay_port.is_some());
     mesh
 }
 
@@ -229,6 +234,8 @@ pub(crate) fn local(config: &Config, askers: Askers) -> Local {
     Local {
         tunnel: config.interface.clone(),
         mesh_port: config.mesh_port,
+        relay_listen: config.relay_listen.map(|a| a.port()),
+        relay_port: config.relay_port,
         management: config.management.clone(),
         servers: config.servers.clone(),
         name_servers: lifeline::name_servers(config),
@@ -352,6 +359,7 @@ impl Daemon {
             Some(_) => now.mono + METRICS_EVERY,
             None => Mono::NEVER,
         };
+        let links = RelayLinks::new(inputs.clone());
         let resolver = Resolver::serve(config.resolver, &config.interface);
         Self {
             config,
@@ -391,6 +399,7 @@ impl Daemon {
             leaving: None,
             captures: 0,
             waiting: Waiting::default(),
+            links,
         }
     }
 
@@ -490,6 +499,7 @@ impl Daemon {
                     self.state.event(sample_event(&sample, now));
                 }
             }
+            Input::Link(report) => self.handle_link(report, now),
             Input::Names(found) => self.state.handle_addresses(found, now),
             Input::Terminate => self.end = Some(End::Terminated),
         }

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 
 use super::identity::Identity;
 use super::lifeline;
+use super::relay_link::RelayLinks;
 use super::run::Daemon;
 
 /// How long the tunnel's thread may take to list its peers.
@@ -155,6 +156,7 @@ fn mesh(daemon: &Daemon) -> Value {
         "refused": refused,
         "peers": peers(daemon),
         "gossip": gossip(daemon),
+        "links": daemon.links_status(daemon.clock.now()),
         "tunnel": tunnel,
     })
 }
@@ -186,6 +188,20 @@ fn kind(path: &Path) -> &'static str {
     }
 }
 
+/// Says what carries the datagrams of a path.
+fn carrier(path: &Path) -> &'static str {
+    match path.to.is_loopback() {
+        true => "tls",
+        false => "udp",
+    }
+}
+
+/// Returns where a path leads: of a link, its far end.
+fn address(path: &Path, links: &RelayLinks) -> String {
+    let far = links.far(path.to).filter(|_| path.to.is_loopback());
+    far.map_or_else(|| path.to.to_string(), |far| far.to_string())
+}
+
 /// Returns the name of the relay on a path: the peer whose own place that is.
 fn relay(path: &Path, places: &Places) -> Option<String> {
     path.relay?;
@@ -194,12 +210,13 @@ fn relay(path: &Path, places: &Places) -> Option<String> {
 }
 
 /// Lists the ways to a peer, the one in use first.
-fn routes(found: &[RouteStatus], places: &Places) -> Vec<Value> {
+fn routes(found: &[RouteStatus], places: &Places, links: &RelayLinks) -> Vec<Value> {
     let mut found: Vec<&RouteStatus> = found.iter().collect();
     found.sort_by_key(|route| (!route.in_use, route.path));
     let shown = found.iter().map(|route| {
         json!({
-            "address": route.path.to.to_string(),
+            "address": address(&route.path, links),
+            "carrier": carrier(&route.path),
             "kind": kind(&route.path),
             "relay": relay(&route.path, places),
             "in_use": route.in_use,
@@ -281,9 +298,10 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
                 "addresses": peer.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
                 "endpoint": peer.endpoint.map(|e| e.to_string()),
                 "path": peer.endpoint.map(|e| kind(&e)),
-                "address": peer.endpoint.map(|e| e.to.to_string()),
+                "address": peer.endpoint.map(|e| address(&e, &daemon.links)),
+                "carrier": peer.endpoint.map(|e| carrier(&e)),
                 "relay": peer.endpoint.and_then(|e| relay(&e, &places)),
-                "routes": routes(&known, &places),
+                "routes": routes(&known, &places, &daemon.links),
                 "round_trip_seconds": used.and_then(|r| r.round_trip).map(|d| d.as_secs_f64()),
                 "loss_ratio": used.map(|r| f64::from(r.loss_permille) / 1000.0),
                 "session": peer.in_session,

@@ -1,4 +1,4 @@
-//! TLS 1.3 to a controller: one provider, our own rules for who may be our server.
+//! TLS 1.3 to a controller or a relay: one provider, our own rules for who may be our server.
 //!
 //! Certificates of servers are judged by `hedgerow_identity::certificate::check_leaf` alone: against the
 //! manifest, with purpose and revocation. No name in them matters, because no name is what we trust.
@@ -7,17 +7,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedgerow_identity::certificate::{Purpose, check_leaf};
+use hedgerow_identity::certificate::{Access, Purpose, check_leaf};
 use hedgerow_identity::error::RefusedCertificate;
 use hedgerow_identity::standing::Standing;
 use hedgerow_identity::trust::Trust;
 use hedgerow_model::Now;
+use hedgerow_model::id::DeviceId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName};
+use rustls::{ServerConfig, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -25,6 +29,8 @@ use tokio_rustls::client::TlsStream;
 use super::identity::Identity;
 use crate::failure::{Failure, chain};
 
+/// What a link to a relay speaks.
+pub(crate) const LINK_ALPN: &[u8] = b"hedgerow-relay/1";
 /// How long connecting and the handshake may take together.
 pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -35,6 +41,8 @@ enum Judge {
     Later,
     /// A controller, or the manager of our own site.
     Now(Box<(Trust, Standing, Now)>),
+    /// One device: a relay that we chose.
+    Relay(Box<(Trust, Standing, Now)>, DeviceId),
 }
 
 #[derive(Debug)]
@@ -52,12 +60,25 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Judge::Now(known) = &self.judge else {
-            return Ok(ServerCertVerified::assertion());
+        let (known, relay) = match &self.judge {
+            Judge::Later => return Ok(ServerCertVerified::assertion()),
+            Judge::Now(known) => (known, None),
+            Judge::Relay(known, relay) => (known, Some(*relay)),
         };
         let (trust, standing, now) = &**known;
         let own_site = standing.site();
-        match check_leaf(leaf, trust, standing, Purpose::Server { own_site }, *now) {
+        let purpose = match relay {
+            Some(_) => Purpose::Device,
+            None => Purpose::Server { own_site },
+        };
+        match check_leaf(leaf, trust, standing, purpose, *now) {
+            Ok(peer)
+                if relay.is_some()
+                    && (peer.id().id() != relay || peer.access() != Access::Full) =>
+            {
+                tracing::warn!(path = %peer.id(), "another than the relay that was called answers");
+                Err(CertificateError::ApplicationVerificationFailure.into())
+            }
             Ok(_) => Ok(ServerCertVerified::assertion()),
             Err(RefusedCertificate::UnknownIssuer) => Err(CertificateError::UnknownIssuer.into()),
             Err(refused) => {
@@ -106,6 +127,12 @@ impl ResolvesClientCert for OurCertificate {
     }
 }
 
+impl ResolvesServerCert for OurCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
 /// Returns the configuration of an enrollment: no certificate of ours, the server judged later.
 ///
 /// # Errors
@@ -130,6 +157,97 @@ pub(crate) fn for_session(
     configure(judge, Some(identity), hedgerow_sync::ALPN)
 }
 
+/// Returns the configuration of a link to `relay`, which nobody else's certificate opens.
+///
+/// # Errors
+///
+/// When the identity's key cannot be used.
+pub(crate) fn for_link(
+    identity: &Identity,
+    (trust, standing): (&Trust, &Standing),
+    relay: DeviceId,
+    now: Now,
+) -> Result<Arc<ClientConfig>, Failure> {
+    let judge = Judge::Relay(Box::new((trust.clone(), standing.clone(), now)), relay);
+    configure(judge, Some(identity), LINK_ALPN)
+}
+
+/// Returns the configuration of a relay that takes links: whoever comes proves the key of a certificate, which
+/// is judged right after the handshake.
+///
+/// # Errors
+///
+/// When the identity's key cannot be used.
+pub(crate) fn for_links(identity: &Identity) -> Result<Arc<ServerConfig>, Failure> {
+    let failed = |e: rustls::Error| Failure::new(hedgerow_model::Fault::Bug, e, "report this");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let ours = OurCertificate(certified(identity, &provider)?);
+    let asks = AskForCertificate(provider.signature_verification_algorithms);
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(failed)?
+        .with_client_cert_verifier(Arc::new(asks))
+        .with_cert_resolver(Arc::new(ours));
+    config.alpn_protocols = vec![LINK_ALPN.to_vec()];
+    // A resumed session would skip the certificate.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// Has a device prove the key of its certificate.
+#[derive(Debug)]
+struct AskForCertificate(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for AskForCertificate {
+    /// Empty keeps the handshake small: devices have one certificate.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _leaf: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, leaf, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+fn certified(identity: &Identity, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Failure> {
+    let bug = |e: String| Failure::new(hedgerow_model::Fault::Bug, e, "report this");
+    let key = identity.keys.identity.to_pkcs8_der();
+    let key = key.map_err(|e| bug(e.to_string()))?;
+    let key = PrivatePkcs8KeyDer::from(key.as_slice()).clone_key();
+    let chain = identity.chain.iter().cloned().map(CertificateDer::from);
+    let signer = provider.key_provider.load_private_key(key.into());
+    let signer = signer.map_err(|e| bug(e.to_string()))?;
+    Ok(Arc::new(CertifiedKey::new(chain.collect(), signer)))
+}
+
 fn configure(
     judge: Judge,
     identity: Option<&Identity>,
@@ -149,19 +267,8 @@ fn configure(
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
-            let key = identity
-                .keys
-                .identity
-                .to_pkcs8_der()
-                .map_err(|e| Failure::new(hedgerow_model::Fault::Bug, e, "report this"))?;
-            let key = PrivatePkcs8KeyDer::from(key.as_slice()).clone_key();
-            let chain = identity.chain.iter().cloned().map(CertificateDer::from);
-            let signer = provider
-                .key_provider
-                .load_private_key(key.into())
-                .map_err(failed)?;
-            let ours = CertifiedKey::new(chain.collect(), signer);
-            builder.with_client_cert_resolver(Arc::new(OurCertificate(Arc::new(ours))))
+            let ours = OurCertificate(certified(identity, &provider)?);
+            builder.with_client_cert_resolver(Arc::new(ours))
         }
     };
     config.alpn_protocols = vec![alpn.to_vec()];

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use hedgerow_model::address::OverlayAddresses;
 use hedgerow_model::program::Mode;
-use hedgerow_model::ruleset::{Lifeline, Ruleset};
+use hedgerow_model::ruleset::{Lifeline, LinkPorts, Ruleset};
 
 use super::Local;
 
@@ -34,6 +34,8 @@ pub(crate) fn closed_ruleset(local: &Local, underlay: Mode) -> Ruleset {
             management: local.management.clone(),
             servers: local.all_servers(),
             askers: local.askers,
+            // Whether it is a relay is not known, and without an identity there are no links.
+            links: LinkPorts::default(),
         },
         sample_seconds: 10,
     }

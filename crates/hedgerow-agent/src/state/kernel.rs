@@ -10,7 +10,7 @@ use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::{DeviceId, Digest, Revision};
 use hedgerow_model::packet::Direction;
 use hedgerow_model::program::{Class, Mode, PROGRAM_FORMAT, Program};
-use hedgerow_model::ruleset::{Lifeline, Profile, ProfileId, Ruleset, Verdict};
+use hedgerow_model::ruleset::{Lifeline, LinkPorts, Profile, ProfileId, Ruleset, Verdict};
 use hedgerow_model::service::Protocol;
 use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_policy::{Facts, LocalEnvironment, Resolver, TooLarge};
@@ -511,6 +511,7 @@ impl State {
     fn environment(&self) -> LocalEnvironment {
         let inputs = self.inputs();
         let own = self.world.ticket.addresses;
+        let is_relay = hedgerow_model::path::is_relay(&self.world.ticket.labels);
         // Our own addresses belong to the overlay even before a configuration names the pools.
         let mut pools = self.pools();
         pools.extend(own.v4.and_then(|a| Prefix::new(a.into(), 32).ok()));
@@ -525,6 +526,10 @@ impl State {
                 management: inputs.management,
                 servers: self.local.all_servers(),
                 askers: self.local.askers,
+                links: LinkPorts {
+                    listens: self.local.relay_listen.filter(|_| is_relay),
+                    connects: self.local.relay_port,
+                },
             },
         }
     }

@@ -245,16 +245,20 @@ impl State {
                     self.event(Event::new(now.wall, EventKind::PathLost).peer(device));
                 }
                 Output::HomeRelays { relays } => self.home_relays_changed(relays, now),
+                Output::OpenLink { relay, hosts } => self.step(Step::OpenLink(relay, hosts)),
+                Output::CloseLink { relay } => self.step(Step::CloseLink(relay)),
                 heard @ (Output::ItemArrived { .. }
                 | Output::ItemForked { .. }
                 | Output::PskFailed { .. }
                 | Output::Member { .. }) => self.handle_heard_by_gossip(heard, now),
-                Output::Remember(memory) => {
-                    self.steps.push_back(Step::Remember(Box::new(memory)));
-                }
-                Output::Forget(device) => self.steps.push_back(Step::Forget(device)),
+                Output::Remember(memory) => self.step(Step::Remember(Box::new(memory))),
+                Output::Forget(device) => self.step(Step::Forget(device)),
             }
         }
+    }
+
+    fn step(&mut self, step: Step) {
+        self.steps.push_back(step);
     }
 
     fn refused(
@@ -386,6 +390,19 @@ impl State {
         let pools = self.pools();
         let view = self.world.view(now);
         self.mesh.handle_local_addresses(addresses, &pools, view);
+        self.drain_mesh(now);
+    }
+
+    /// The link to a relay stands; datagrams for it go to an address on this machine.
+    pub(crate) fn handle_link(&mut self, relay: DeviceId, at: Underlay, now: Now) {
+        self.mesh.handle_link(relay, at, self.world.view(now));
+        self.drain_mesh(now);
+    }
+
+    /// A link is over, or did not come to stand.
+    pub(crate) fn handle_link_ended(&mut self, device: DeviceId, at: Option<Underlay>, now: Now) {
+        let view = self.world.view(now);
+        self.mesh.handle_link_ended(device, at, view);
         self.drain_mesh(now);
     }
 

@@ -175,6 +175,8 @@ fn converse(
                 | Output::PathChanged { .. }
                 | Output::PathLost { .. }
                 | Output::HomeRelays { .. }
+                | Output::OpenLink { .. }
+                | Output::CloseLink { .. }
                 | Output::Refused { .. }
                 | Output::PskFailed { .. }
                 | Output::ItemArrived { .. }

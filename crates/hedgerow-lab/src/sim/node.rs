@@ -326,6 +326,8 @@ impl Node {
                 | Output::PathChanged { .. }
                 | Output::PathLost { .. }
                 | Output::HomeRelays { .. }
+                | Output::OpenLink { .. }
+                | Output::CloseLink { .. }
                 | Output::PskFailed { .. }
                 | Output::ItemArrived { .. }
                 | Output::ItemForked { .. }
@@ -424,6 +426,8 @@ fn commands(output: Output) -> Vec<Command> {
         | Output::PathChanged { .. }
         | Output::PathLost { .. }
         | Output::HomeRelays { .. }
+        | Output::OpenLink { .. }
+        | Output::CloseLink { .. }
         | Output::PskFailed { .. }
         | Output::ItemArrived { .. }
         | Output::ItemForked { .. }

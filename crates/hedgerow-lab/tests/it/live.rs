@@ -19,3 +19,4 @@ mod renewal;
 mod restore;
 mod seen;
 mod table;
+mod tls;

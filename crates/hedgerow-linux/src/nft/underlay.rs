@@ -89,6 +89,7 @@ impl Layout {
         self.controllers(&lifeline.controllers);
         self.management(&lifeline.management);
         self.servers(lifeline);
+        self.links(lifeline);
     }
 
     /// Errors about flows that are tracked, never a redirect: who sends one moves the path of what
@@ -220,6 +221,29 @@ impl Layout {
                     };
                     self.rule(rule.then(&Target::Accept).comment("servers"));
                 }
+            }
+        }
+    }
+
+    /// Links that carry the mesh's datagrams: from anybody to a relay, which judges who it is, and from the
+    /// agent's own sockets to any relay, because where those are is not known before it is asked.
+    fn links(&mut self, lifeline: &Lifeline) {
+        for way in BOTH {
+            if let Some(port) = lifeline.links.listens {
+                let rule = of_protocol(Rule::new(chain_of(way)), TCP);
+                let rule = match way {
+                    Direction::In => rule,
+                    Direction::Out => not_opening(rule),
+                };
+                let rule = of_port(rule, part_offset(way), port);
+                self.rule(rule.then(&Target::Accept).comment("links"));
+            }
+            if let (Some(port), Askers::Group(group)) = (lifeline.links.connects, lifeline.askers) {
+                let part = part_of(Direction::Out, way);
+                let rule = of_part(Rule::new(chain_of(way)), part);
+                let rule = of_port(of_protocol(rule, TCP), part.port_offset(), port);
+                let rule = of_group(rule, group);
+                self.rule(rule.then(&Target::Accept).comment("links"));
             }
         }
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use hedgerow_linux::nft::Table;
 use hedgerow_model::address::{Overlay, OverlayAddresses};
 use hedgerow_model::program::Mode;
-use hedgerow_model::ruleset::{Entry, Lifeline, Profile, ProfileId, RuleRef, Ruleset, Verdict};
+use hedgerow_model::ruleset::{
+    Entry, Lifeline, LinkPorts, Profile, ProfileId, RuleRef, Ruleset, Verdict,
+};
 use hedgerow_model::service::Ports;
 use hedgerow_model::{Mono, Now, Wall};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -69,6 +71,7 @@ pub(crate) fn ruleset(profiles: Vec<Profile>) -> Ruleset {
         underlay: Vec::new(),
         lifeline: Lifeline {
             mesh_port: 7117,
+            links: LinkPorts::default(),
             ..Lifeline::default()
         },
         sample_seconds: 1,

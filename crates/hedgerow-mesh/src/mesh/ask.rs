@@ -287,6 +287,9 @@ impl Mesh {
         }
         self.note_relay(&ticket, view);
         let device = ticket.id;
+        if self.ways.client.knows(device) {
+            self.links.handle_addresses(device, &resolved.endpoints);
+        }
         let is_wanted = self.wanted_devices.remove(&device);
         let mut relays = resolved.relays;
         relays.truncate(RELAYS_MAX);
@@ -310,11 +313,13 @@ impl Mesh {
     pub(super) fn ask(
         &mut self,
         ticket: Verified<Ticket>,
-        endpoints: Vec<Path>,
+        mut endpoints: Vec<Path>,
         wanted: Option<Overlay>,
         view: View<'_>,
     ) {
         let device = ticket.id;
+        let link = self.links.at(device).map(Path::direct);
+        endpoints.extend(link.filter(|link| !endpoints.contains(link)));
         if let Some(pending) = self.asking.pending.get_mut(&device) {
             let news = pending.learn(&ticket, endpoints);
             self.asking.want(device, wanted);
@@ -501,7 +506,7 @@ impl Mesh {
         let bytes = introduction::introduce(&responder, &noise);
         pending.last.clone_from(&bytes);
         let (direct, relayed): (Vec<Path>, Vec<Path>) =
-            pending.endpoints.iter().partition(|path| path.is_direct());
+            pending.endpoints.iter().partition(|p| is_over_udp(p));
         let direct = direct.into_iter().take(CANDIDATES_MAX);
         let candidates = direct.chain(relayed);
         self.output.extend(candidates.map(|to| Output::Send {
@@ -695,6 +700,11 @@ impl Pending {
         }
         other_facts
     }
+}
+
+/// Returns whether a path leads straight to the peer, by no relay and no link.
+fn is_over_udp(path: &Path) -> bool {
+    path.is_direct() && !path.to.is_loopback()
 }
 
 fn paths(endpoints: Vec<Underlay>) -> Vec<Path> {

@@ -12,7 +12,7 @@ use hedgerow_model::{Mono, Now};
 
 use super::ask::age;
 use super::{CLOCK_AHEAD_MAX, IDLE_FORGET, KEY_OVERLAP, Mesh, PEERS_MAX, Timer, View};
-use crate::memory::Memory;
+use crate::memory::{ENDPOINTS_MAX, Memory};
 use crate::output::{Output, Refusal, Removal};
 use crate::peer::{Peer, Shown};
 
@@ -162,8 +162,15 @@ impl Mesh {
                 false => Some(peer.relays.clone()),
             },
         };
-        if let Some(Path { to, relay: None }) = endpoint {
+        if let Some(Path { to, relay: None }) = endpoint
+            && !to.is_loopback()
+        {
             memory.found_at(to);
+        }
+        if memory.endpoints.is_empty() {
+            // A relay met by a link alone: where somebody said that it is.
+            let said = self.links.addresses(device).iter().take(ENDPOINTS_MAX);
+            memory.endpoints = said.copied().collect();
         }
         if before != Some(&memory) {
             self.remember(memory);
@@ -224,7 +231,8 @@ impl Mesh {
         }
         if let Some(memory) = self.memories.get(device) {
             let mut memory = memory.clone();
-            let moved = path.is_direct() && memory.found_at(path.to);
+            let is_place = path.is_direct() && !path.to.is_loopback();
+            let moved = is_place && memory.found_at(path.to);
             if moved || !memory.live {
                 memory.live = true;
                 self.remember(memory);

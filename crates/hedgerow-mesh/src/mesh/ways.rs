@@ -59,6 +59,7 @@ impl Mesh {
         self.ways
             .paths
             .handle_local_addresses(addresses, pools, now);
+        self.links.handle_network_changed(now);
         self.drain_ways(view);
     }
 
@@ -80,16 +81,9 @@ impl Mesh {
         self.drain_ways(view);
     }
 
-    /// Takes a way to a relay that is not on the network, as a link over TLS gives it.
-    pub fn handle_relay_link(&mut self, relay: DeviceId, at: Underlay, view: View<'_>) {
-        self.add_path(relay, Path::direct(at), view);
-        if self.peers.get(relay).is_none() {
-            self.ask_remembered(relay, view);
-            self.add_path(relay, Path::direct(at), view);
-        } else if self.ways.paths.in_use(relay).is_none() {
-            self.set_peer(relay, Some(Path::direct(at)));
-        }
-        self.drain_ways(view);
+    /// Returns every route to a peer.
+    pub fn routes(&self, device: DeviceId) -> Vec<path::RouteStatus> {
+        self.ways.paths.routes(device)
     }
 
     /// The tunnel says that packets were sent to a peer for a while and nothing came back.
@@ -112,11 +106,6 @@ impl Mesh {
     pub fn handle_active(&mut self, device: DeviceId, view: View<'_>) {
         self.ways.paths.handle_active(device, view.now.mono);
         self.drain_ways(view);
-    }
-
-    /// Returns every route to a peer.
-    pub fn routes(&self, device: DeviceId) -> Vec<path::RouteStatus> {
-        self.ways.paths.routes(device)
     }
 
     /// Returns where this device may be reached, as peers are told.
@@ -189,7 +178,8 @@ impl Mesh {
         }?;
         let peer = self.peers.get(memory.device);
         let now_at = peer.and_then(|p| p.endpoint).filter(Path::is_direct);
-        let mut endpoints: Vec<Underlay> = now_at.map(|p| p.to).into_iter().collect();
+        let now_at = now_at.map(|p| p.to).filter(|to| !to.is_loopback());
+        let mut endpoints: Vec<Underlay> = now_at.into_iter().collect();
         for endpoint in &memory.endpoints {
             if !endpoints.contains(endpoint) {
                 endpoints.push(*endpoint);
@@ -342,7 +332,7 @@ impl Mesh {
                 self.server_output(output);
             } else if let Some(output) = self.ways.lookups.poll() {
                 self.lookup_output(output, view);
-            } else {
+            } else if !self.tend_links(view) {
                 return;
             }
         }
@@ -457,6 +447,9 @@ impl Mesh {
                 self.output.push_back(Output::HomeRelays { relays });
             }
             ClientOutput::Say { relay, bytes } => self.say(relay, None, bytes, false),
+            ClientOutput::Suspect { relay } => {
+                self.ways.paths.handle_silent(relay, view.now.mono);
+            }
             ClientOutput::Opened { device, path } => self.add_path(device, path, view),
             ClientOutput::Closed { device, path } => {
                 self.ways.paths.handle_closed(device, path, view.now.mono);
@@ -494,7 +487,7 @@ impl Mesh {
     }
 
     /// Uses a way that became known, for a session or for an introduction under way.
-    fn add_path(&mut self, device: DeviceId, path: Path, view: View<'_>) {
+    pub(super) fn add_path(&mut self, device: DeviceId, path: Path, view: View<'_>) {
         let now = view.now.mono;
         if path.is_direct() {
             self.ways.paths.handle_link(device, path, now);

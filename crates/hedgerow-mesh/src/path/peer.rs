@@ -8,7 +8,7 @@ use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::Path;
 
 use super::candidates::judge;
-use super::route::{PUNCH_PAUSES, Route, Standing};
+use super::route::{LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, Route, Standing};
 use super::wire::{Candidates, PathMessage, Probe, Reply};
 use super::{
     ACTIVE_FOR, Common, Dropped, KEEP_EVERY, LOST_AFTER, MESSAGES_PER_SECOND, Output,
@@ -341,7 +341,7 @@ impl Peer {
         if sent.size > 0 {
             route.mtu.came(sent.size, now);
         } else if !route.is_alive() {
-            route.standing = Standing::Alive;
+            route.comes_back();
             route.probe_at = now + STANDBY_EVERY;
         }
         if path.is_direct() {
@@ -454,7 +454,13 @@ impl Peer {
         if why != Why::Better
             && let Some(route) = self.routes.iter_mut().find(|r| r.path == from)
         {
-            route.rest(|mean| common.random.jitter(mean), now);
+            route.rest(REST_MAX, |mean| common.random.jitter(mean), now);
+        }
+        if to.to.is_loopback() {
+            // What rested for minutes is to be tried again soon.
+            for route in &mut self.routes {
+                route.probe_at = route.probe_at.min(now + LINK_REST_MAX);
+            }
         }
         common.output.push_back(Output::Move {
             device: self.device,
@@ -500,6 +506,10 @@ impl Peer {
 
     fn probe_when_due(&mut self, common: &mut Common, now: Mono) {
         let awake = self.is_awake(now);
+        let rest_max = match self.current.to.is_loopback() {
+            true => LINK_REST_MAX,
+            false => REST_MAX,
+        };
         let mut due: Vec<Path> = Vec::new();
         let mut doubtful = false;
         for route in &mut self.routes {
@@ -512,7 +522,7 @@ impl Peer {
                 doubtful |= is_current;
                 route.probe_at = route.probe_at.min(now + DOUBT_EVERY);
                 if !is_current && route.misses >= MISSES_STANDBY {
-                    route.rest(|mean| common.random.jitter(mean), now);
+                    route.rest(rest_max, |mean| common.random.jitter(mean), now);
                 }
             }
             if route.probe_at > now {
@@ -525,7 +535,7 @@ impl Peer {
                         route.probe_at = now + *pause;
                         due.push(route.path);
                     }
-                    None => route.rest(|mean| common.random.jitter(mean), now),
+                    None => route.rest(rest_max, |mean| common.random.jitter(mean), now),
                 },
                 Standing::Alive => {
                     let is_mapped = route.seen.is_none_or(|seen| !common.local.contains(&seen));
@@ -536,7 +546,7 @@ impl Peer {
                 }
                 Standing::Resting(_) => {
                     due.push(route.path);
-                    route.rest(|mean| common.random.jitter(mean), now);
+                    route.rest(rest_max, |mean| common.random.jitter(mean), now);
                 }
             }
         }

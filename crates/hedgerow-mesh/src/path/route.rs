@@ -37,6 +37,11 @@ const LOSS_FREE_PERMILLE: u32 = 150;
 /// What a relay costs beside a direct path with the same round trip, once.
 const RELAY_COST: Duration = Duration::from_millis(20);
 
+/// What a link over TLS costs beside UDP with the same round trip, once: a loss stops everything behind it.
+const LINK_COST: Duration = Duration::from_millis(30);
+/// The longest rest of a route over UDP while a link over TLS is used.
+pub const LINK_REST_MAX: Duration = Duration::from_secs(15);
+
 /// What is known of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -120,7 +125,11 @@ impl Route {
         } else {
             rtt / 2 + RELAY_COST
         };
-        rtt + Duration::from_millis(loss.into()) + relay
+        let link = match self.path.to.is_loopback() {
+            true => rtt / 2 + LINK_COST,
+            false => Duration::ZERO,
+        };
+        rtt + Duration::from_millis(loss.into()) + relay + link
     }
 
     /// Notes a probe that is sent now. Returns when it counts as lost.
@@ -178,10 +187,22 @@ impl Route {
         }
     }
 
-    /// Lets the route rest; the next pause is twice as long.
-    pub(crate) fn rest(&mut self, jitter: impl FnOnce(Duration) -> Duration, now: Mono) {
+    /// The route answers after it did not. What was lost while it led nowhere is no measure of it, and makes it
+    /// suspect all the same: the next loss costs at once.
+    pub(crate) fn comes_back(&mut self) {
+        self.standing = Standing::Alive;
+        self.loss_permille = self.loss_permille.min(LOSS_FREE_PERMILLE);
+    }
+
+    /// Lets the route rest; the next pause is twice as long, up to `most`.
+    pub(crate) fn rest(
+        &mut self,
+        most: Duration,
+        jitter: impl FnOnce(Duration) -> Duration,
+        now: Mono,
+    ) {
         let pause = match self.standing {
-            Standing::Resting(pause) => (pause * 2).min(REST_MAX),
+            Standing::Resting(pause) => (pause * 2).min(most),
             Standing::Fresh(_) => REST_MIN * 4,
             Standing::Alive => REST_MIN,
         };

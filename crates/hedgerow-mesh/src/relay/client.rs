@@ -62,6 +62,11 @@ pub enum ClientOutput {
         /// The message.
         bytes: Vec<u8>,
     },
+    /// A relay does not answer: is its way dead?
+    Suspect {
+        /// Which relay.
+        relay: DeviceId,
+    },
     /// There is a session with a device through a relay. Nothing proves yet who is at its end.
     Opened {
         /// Who is said to be there.
@@ -375,6 +380,18 @@ impl Client {
         with_tunnel.map(|(device, _)| *device)
     }
 
+    /// Returns every known relay, the best first, and where its tunnel goes when it has one.
+    pub fn ranked(&self) -> Vec<(DeviceId, Option<Underlay>)> {
+        let ranks = self
+            .relays
+            .iter()
+            .map(|(d, r)| (self.rank(*d, r), r.tunnel));
+        let mut ranks: Vec<_> = ranks.collect();
+        ranks.sort();
+        let devices = ranks.into_iter().map(|((_, _, d), tunnel)| (d, tunnel));
+        devices.collect()
+    }
+
     /// Returns the ways to a device through relays.
     pub fn paths_to(&self, destination: DeviceId) -> Vec<Path> {
         let ends = self.ends.get(&destination).into_iter().flatten();
@@ -569,6 +586,10 @@ impl Client {
         };
         let number = self.next_number;
         self.next_number = number.wrapping_add(1);
+        if tries > 0 {
+            let relay = device;
+            self.output.push_back(ClientOutput::Suspect { relay });
+        }
         let through = want.hints.iter().find(|hint| **hint != device).copied();
         let attempt = Attempt {
             number,

@@ -101,6 +101,7 @@ impl World {
                     ClientOutput::Say { relay, bytes } => self.says.push((device, relay, bytes)),
                     ClientOutput::Opened { device, path } => node.opened.push((device, path)),
                     ClientOutput::Closed { device, .. } => node.closed.push(device),
+                    ClientOutput::Suspect { .. } => {}
                 }
             } else if let Some(output) = node.server.poll() {
                 match output {

@@ -392,6 +392,8 @@ impl Machine {
         let local = Local {
             tunnel: "hedgerow0".into(),
             mesh_port: 7117,
+            relay_listen: Some(443),
+            relay_port: Some(443),
             management: Vec::new(),
             servers: Vec::new(),
             name_servers: Vec::new(),
@@ -541,6 +543,8 @@ impl Machine {
             Step::Probe => "probe".into(),
             Step::Whereabouts => "whereabouts".into(),
             Step::Present(_) => "present".into(),
+            Step::OpenLink(..) => "open a link".into(),
+            Step::CloseLink(_) => "close a link".into(),
         }
     }
 

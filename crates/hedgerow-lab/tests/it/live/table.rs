@@ -13,7 +13,7 @@ use rustix::net::SendFlags;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::device::Device;
-use super::plot::{POLICY, Plot};
+use super::plot::{POLICY, Plot, strs};
 
 /// How long an agent may take over what its clock says is due.
 const SOON: Duration = Duration::from_secs(30);
@@ -104,18 +104,19 @@ fn the_underlays_first_enforcement_needs_a_word_from_the_controller() -> Result<
     Ok(())
 }
 
-/// A control group of the lab's own; it goes when nobody is in it.
-struct Group;
+/// A control group of a scenario's own; it goes when nobody is in it.
+pub(super) struct Group(pub(super) &'static str);
 
 impl Group {
     /// Puts a shell into the group, which then becomes the program; the lab's namespaces hide the
     /// machine's own mount.
-    const ENTER: &str = "mount -t cgroup2 none /sys/fs/cgroup && \
-        mkdir -p /sys/fs/cgroup/hgd-asking && \
-        echo $$ > /sys/fs/cgroup/hgd-asking/cgroup.procs && exec \"$@\"";
-
-    fn words() -> Vec<String> {
-        ["sh", "-c", Self::ENTER, "sh"].map(str::to_owned).to_vec()
+    pub(super) fn words(&self) -> Vec<String> {
+        let enter = format!(
+            "mount -t cgroup2 none /sys/fs/cgroup && mkdir -p /sys/fs/cgroup/{0} && \
+             echo $$ > /sys/fs/cgroup/{0}/cgroup.procs && exec \"$@\"",
+            self.0
+        );
+        ["sh", "-c", &enter, "sh"].map(str::to_owned).to_vec()
     }
 }
 
@@ -124,9 +125,7 @@ impl Drop for Group {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mount = mounts.lines().find(|l| l.contains(" - cgroup2 "));
         if let Some(point) = mount.and_then(|l| l.split(' ').nth(4)) {
-            drop(fs::remove_dir(
-                std::path::Path::new(point).join("hgd-asking"),
-            ));
+            drop(fs::remove_dir(std::path::Path::new(point).join(self.0)));
         }
     }
 }
@@ -134,7 +133,7 @@ impl Drop for Group {
 #[test]
 fn where_the_underlay_is_enforced_the_agent_alone_asks_name_servers() -> Result<()> {
     const SERVER: &str = "10.77.1.1";
-    let _group = Group;
+    let group = Group("hgd-asking");
     let plot = Plot::open("asking")?;
     let left = plot.device("left", "s1", 11)?;
     let config = left.directory.join("agent.toml");
@@ -146,7 +145,7 @@ fn where_the_underlay_is_enforced_the_agent_alone_asks_name_servers() -> Result<
     let words = ["--site", "s1", "--name", "left", "--labels", "role=left"];
     let token = plot.token(&words)?;
     left.agent_with(&["enroll"], Some(&token))?.done()?;
-    left.start_in(&Group::words())?;
+    left.start_in(&group.words())?;
     ensure!(left.status()?["lifeline"]["askers"] == "agent");
     let router = plot.namespace("router");
     let listen = "UDP4-LISTEN:53,reuseaddr,fork";
@@ -155,7 +154,8 @@ fn where_the_underlay_is_enforced_the_agent_alone_asks_name_servers() -> Result<
     let ask = format!("echo question | timeout 3 nc -u -w 1 {SERVER} 53");
     let outside = || Ok::<bool, anyhow::Error>(left.run(&["sh", "-c", &ask])?.out == "question\n");
     let inside = || {
-        let argv = ["sh", "-c", Group::ENTER, "sh", "sh", "-c", &ask];
+        let enter = group.words();
+        let argv = strs(&enter, &["sh", "-c", &ask]);
         Ok::<bool, anyhow::Error>(left.run(&argv)?.out == "question\n")
     };
     clock::wait_for("an answer before enforcement", SOON, || {

@@ -457,7 +457,9 @@ impl World {
                 | Output::Tunnel(_)
                 | Output::PathChanged { .. }
                 | Output::PathLost { .. }
-                | Output::HomeRelays { .. } => {}
+                | Output::HomeRelays { .. }
+                | Output::OpenLink { .. }
+                | Output::CloseLink { .. } => {}
             }
         }
     }
