@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 
 use boringtun::noise::{Tunn, TunnResult};
 use hedgerow_model::address::Underlay;
+use hedgerow_model::id::DeviceId;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::kernel::{Lab, Ours, PATIENCE, eventually, run};
@@ -14,7 +15,8 @@ use super::pair::{packet, secret, v4, v6};
 use crate::tun::{Lifetime, Offload, Tun};
 use crate::tunnel::offload::Transport;
 use crate::tunnel::offload::checksum::Sum;
-use crate::tunnel::{Features, LANES_MAX, Layout, Report};
+use crate::tunnel::timers::INITIATION_INTERVAL_MIN;
+use crate::tunnel::{Command, Features, LANES_MAX, Layout, Report};
 use crate::udp::{Arrived, SLOT_BYTES, Sent, Trains, Udp};
 
 const NO_TRAINS: Trains = Trains {
@@ -43,9 +45,13 @@ fn collect(udp: &Udp, count: usize) -> Vec<(Vec<u8>, u8)> {
 }
 
 /// Sends a train of a program of side 1 to one of side 2, and checks every datagram.
-fn train(lab: &Lab, (from, to): (IpAddr, IpAddr)) {
-    let receiver = lab.inside(2, || Udp::bind(0, Trains::default()).unwrap());
-    let sender = lab.inside(1, || Udp::bind(0, Trains::default()).unwrap());
+fn train(lab: &Lab, ways: (IpAddr, IpAddr)) {
+    train_between(lab, (1, 2), ways);
+}
+
+fn train_between(lab: &Lab, sides: (u8, u8), (from, to): (IpAddr, IpAddr)) {
+    let receiver = lab.inside(sides.1, || Udp::bind(0, Trains::default()).unwrap());
+    let sender = lab.inside(sides.0, || Udp::bind(0, Trains::default()).unwrap());
     let target = Underlay(SocketAddr::new(to, receiver.port()));
     for (size, count, last) in [
         (1000usize, 30usize, 1000usize),
@@ -376,4 +382,43 @@ fn tunnel_a_keystroke_passes_a_greedy_stream() {
             v4(2)
         ));
     });
+}
+
+/// Trains of datagrams both ways without a pause while the keys change every few of them, begun by
+/// either end and by both at once: each datagram arrives, once and in order.
+#[test]
+fn tunnel_keys_change_under_load_without_a_lost_packet() {
+    for layout in [Layout::One, Layout::Lanes(1)] {
+        let lab = Lab::new();
+        let features = Features {
+            layout,
+            ..Features::default()
+        };
+        let ends = [1, 2].map(|side| lab.tunnel_with(side, features));
+        join(&ends[0], &ends[1]);
+        lab.ping(1, v4(2));
+        let rekey = |side: usize| {
+            let device = DeviceId([u8::try_from(2 - side).unwrap(); 16]);
+            ends[side].handle.send(Command::Rekey { device }).unwrap();
+        };
+        lab.stream((1, 2), v6(2), 16 << 20, || {
+            for round in 0..24 {
+                if round % 3 != 1 {
+                    rekey(0);
+                }
+                if round % 3 != 0 {
+                    rekey(1);
+                }
+                train(&lab, (v4(1), v4(2)));
+                train_between(&lab, (2, 1), (v6(2), v6(1)));
+                // One peer's initiations come no closer together.
+                std::thread::sleep(INITIATION_INTERVAL_MIN);
+            }
+        });
+        for end in &ends {
+            let stats = end.handle.stats();
+            assert!(stats.handshakes_done >= 12, "{layout:?} {stats:?}");
+            assert_eq!((stats.dropped_replayed, stats.dropped_forged), (0, 0));
+        }
+    }
 }
