@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hedgerow_linux::disk;
+use hedgerow_linux::tunnel::RelayLimits;
 use hedgerow_mesh::psk::PostQuantum;
 use hedgerow_model::address::Prefix;
 use hedgerow_model::config::{self, FILE_BYTES_MAX, FRAGMENTS_MAX, Layer, Merged, Origin};
@@ -15,6 +16,8 @@ use crate::failure::Failure;
 
 /// Where the file is when nobody says otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/etc/hedgerow/agent.toml";
+/// Least rate of a relay, in bytes per second: below, not even the mesh's own messages pass.
+const RATE_MIN: u64 = 10_000;
 /// Longest interface name the kernel takes, in bytes.
 const INTERFACE_BYTES_MAX: usize = 15;
 
@@ -29,6 +32,7 @@ pub(crate) struct Config {
     pub(crate) endpoints: Vec<SocketAddr>,
     pub(crate) relay_listen: Option<SocketAddr>,
     pub(crate) relay_port: Option<u16>,
+    pub(crate) relay_limits: RelayLimits,
     pub(crate) consents_to_bench: bool,
     pub(crate) post_quantum: PostQuantum,
     pub(crate) hosts_file: Option<PathBuf>,
@@ -91,6 +95,11 @@ struct RawMesh {
     /// TCP port of relays, which this device connects to while no relay answers over UDP; 0 for never.
     /// Default: 443.
     relay_port: u16,
+    /// Most bytes per second that this device, when it is a relay, passes on for one side of a session, at least
+    /// 10000, or `unlimited`. Default: 25000000.
+    relay_session_bytes_per_second: RawRate,
+    /// The same for all sessions together. Default: 125000000.
+    relay_bytes_per_second: RawRate,
     /// Whether peers may measure throughput to this device: `allow` or `deny`. Default: `deny`.
     bench: Consent,
     /// What may pass to a peer before both agreed on a post-quantum key: `prefer` lets everything
@@ -104,6 +113,21 @@ struct RawMesh {
 enum Consent {
     Allow,
     Deny,
+}
+
+/// A rate, or that there is none.
+#[derive(Debug, Clone, Copy, Deserialize, serde::Serialize)]
+#[serde(untagged)]
+enum RawRate {
+    BytesPerSecond(u64),
+    Unlimited(Unlimited),
+}
+
+/// The word for a rate without a limit.
+#[derive(Debug, Clone, Copy, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Unlimited {
+    Unlimited,
 }
 
 /// What may pass before a post-quantum key is agreed.
@@ -182,6 +206,8 @@ impl Default for RawMesh {
             endpoints: Vec::new(),
             relay_listen: "[::]:443".into(),
             relay_port: 443,
+            relay_session_bytes_per_second: RawRate::BytesPerSecond(25_000_000),
+            relay_bytes_per_second: RawRate::BytesPerSecond(125_000_000),
             bench: Consent::Deny,
             post_quantum: RawPostQuantum::Prefer,
         }
@@ -317,6 +343,16 @@ impl Config {
             mtu: raw.mesh.mtu,
             endpoints: raw.mesh.endpoints,
             relay_listen: relay_listen(&raw.mesh.relay_listen)?,
+            relay_limits: RelayLimits {
+                session: rate(
+                    "mesh.relay_session_bytes_per_second",
+                    raw.mesh.relay_session_bytes_per_second,
+                )?,
+                total: rate(
+                    "mesh.relay_bytes_per_second",
+                    raw.mesh.relay_bytes_per_second,
+                )?,
+            },
             relay_port: Some(raw.mesh.relay_port).filter(|port| *port > 0),
             consents_to_bench: raw.mesh.bench == Consent::Allow,
             resolver: resolver(&raw.names.resolver)?,
@@ -369,6 +405,17 @@ fn resolver(text: &str) -> Result<Option<SocketAddr>, String> {
         Ok(address) if address.ip().is_loopback() && address.port() > 0 => Ok(Some(address)),
         _ => Err(format!(
             "names.resolver must be a loopback address and a port like 127.0.0.59:53, or empty, not `{text}`"
+        )),
+    }
+}
+
+/// Reads a rate; none is without a limit.
+fn rate(key: &str, raw: RawRate) -> Result<Option<u64>, String> {
+    match raw {
+        RawRate::Unlimited(Unlimited::Unlimited) => Ok(None),
+        RawRate::BytesPerSecond(rate) if rate >= RATE_MIN => Ok(Some(rate)),
+        RawRate::BytesPerSecond(rate) => Err(format!(
+            "{key} must be at least {RATE_MIN}, or `unlimited`, not {rate}"
         )),
     }
 }
@@ -462,6 +509,17 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_without_limits_has_to_be_asked_for() {
+        let limits = |text: &str| parse(&format!("version = 1\n{text}")).unwrap().relay_limits;
+        assert_eq!(limits(""), RelayLimits::default());
+        let words = "[mesh]\nrelay_bytes_per_second = \"unlimited\"\n\
+                     relay_session_bytes_per_second = 20000\n";
+        let (session, total) = (Some(20_000), None);
+        assert_eq!(limits(words), RelayLimits { session, total });
+        assert!(parse("version = 1\n[mesh]\nrelay_bytes_per_second = \"much\"\n").is_err());
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_named_with_their_line_or_range() {
         let cases = [
             (
@@ -497,6 +555,14 @@ mod tests {
             (
                 "version = 1\n[events]\nspool_events_max = 1\n",
                 "events.spool_events_max",
+            ),
+            (
+                "version = 1\n[mesh]\nrelay_bytes_per_second = 0\n",
+                "mesh.relay_bytes_per_second must be at least 10000, or `unlimited`, not 0",
+            ),
+            (
+                "version = 1\n[mesh]\nrelay_listen = \"443\"\n",
+                "mesh.relay_listen must be an address and a port",
             ),
             (
                 "version = 1\n[names]\nresolver = \"0.0.0.0:53\"\n",

@@ -173,6 +173,23 @@ const FAMILIES: &[Family] = &[
         "everything else that the tunnel counts",
     ),
     gauge(
+        "hedgerow_relay_sides",
+        &[],
+        "sides of sessions that this device passes on as a relay: two for each session",
+    ),
+    counter(
+        "hedgerow_relay_frames_total",
+        &[],
+        "frames passed on as a relay",
+    ),
+    counter("hedgerow_relay_bytes_total", &[], "bytes of them"),
+    counter(
+        "hedgerow_relay_dropped_total",
+        &["reason"],
+        "frames not passed on as a relay: not from where their side is (place), above a session's rate (session), \
+         above the rate of all with too much waiting (queue), waited too long (delay)",
+    ),
+    gauge(
         "hedgerow_links",
         &["side"],
         "links over TLS that stand: to relays, and from devices where this device is a relay",
@@ -367,7 +384,8 @@ fn collect(status: &Value) -> BTreeMap<&'static str, Series> {
     }
     for (name, count) in entries(status, "/mesh/tunnel") {
         let (family, value) = tunnel_series(name);
-        put(family, vec![value.to_owned()], number(count));
+        let labels = value.map(str::to_owned).into_iter().collect();
+        put(family, labels, number(count));
     }
     for (name, labels, value) in peers(status) {
         put(name, labels, Some(value));
@@ -381,8 +399,15 @@ fn entries<'a>(status: &'a Value, path: &str) -> impl Iterator<Item = (&'a Strin
 }
 
 /// Returns the family and the label of one of the tunnel's counters.
-fn tunnel_series(name: &str) -> (&'static str, &str) {
-    match name {
+fn tunnel_series(name: &str) -> (&'static str, Option<&str>) {
+    let (family, label) = match name {
+        "relay_sides" => return ("hedgerow_relay_sides", None),
+        "relayed_frames" => return ("hedgerow_relay_frames_total", None),
+        "relayed_bytes" => return ("hedgerow_relay_bytes_total", None),
+        "dropped_relay" => ("hedgerow_relay_dropped_total", "place"),
+        "dropped_relay_session" => ("hedgerow_relay_dropped_total", "session"),
+        "dropped_relay_queue" => ("hedgerow_relay_dropped_total", "queue"),
+        "dropped_relay_delay" => ("hedgerow_relay_dropped_total", "delay"),
         "sent_packets" => ("hedgerow_tunnel_packets_total", "sent"),
         "received_packets" => ("hedgerow_tunnel_packets_total", "received"),
         "sent_bytes" => ("hedgerow_tunnel_bytes_total", "sent"),
@@ -392,7 +417,8 @@ fn tunnel_series(name: &str) -> (&'static str, &str) {
             Some(reason) => ("hedgerow_tunnel_dropped_total", reason),
             None => ("hedgerow_tunnel_events_total", name),
         },
-    }
+    };
+    (family, Some(label))
 }
 
 /// What is summed over the peers of a class.

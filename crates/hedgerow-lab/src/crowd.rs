@@ -340,6 +340,7 @@ impl Peer {
         while let Some(output) = self.core.poll() {
             match output {
                 Wire::Send { to, bytes, .. } => drop(self.socket.send_to(&bytes, to.0)?),
+                Wire::PassOn { to, bytes, .. } => drop(self.socket.send_to(&bytes, to.0)?),
                 Wire::Report(Report::Established { .. }) => self.live = true,
                 Wire::Deliver(_) | Wire::Report(_) => {}
             }

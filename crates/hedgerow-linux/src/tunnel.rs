@@ -75,6 +75,8 @@ pub mod timers;
 mod train;
 pub mod waiting;
 
+pub use relay::RelayLimits;
+
 #[cfg(test)]
 mod tests;
 
@@ -321,6 +323,8 @@ pub enum Command {
         /// Where they go, under which number.
         to: (DeviceId, RelaySession),
     },
+    /// Bounds what is passed on as a relay.
+    SetRelayLimits(RelayLimits),
     /// Passes a session's frames on no more.
     ForgetRelay {
         /// The session.

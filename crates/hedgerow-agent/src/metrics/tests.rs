@@ -99,7 +99,7 @@ fn reference_page() -> String {
             .map(|n| tunnel_series(n))
             .filter(|(f, _)| *f == family);
         found
-            .map(|(_, value)| format!("`{value}`"))
+            .filter_map(|(_, value)| Some(format!("`{}`", value?)))
             .collect::<Vec<_>>()
             .join(", ")
     };
@@ -115,6 +115,10 @@ fn reference_page() -> String {
         (
             "hedgerow_tunnel_events_total",
             of("hedgerow_tunnel_events_total"),
+        ),
+        (
+            "hedgerow_relay_dropped_total",
+            of("hedgerow_relay_dropped_total"),
         ),
         (
             "hedgerow_mesh_refused_total",

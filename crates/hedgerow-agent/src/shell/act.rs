@@ -299,6 +299,7 @@ impl Daemon {
         })?;
         self.tunnel = Some(tunnel);
         self.tunnel_addresses = Some(addresses);
+        self.order(Command::SetRelayLimits(self.config.relay_limits));
         let pools = self.state.pools();
         offline::dress_interface(&self.config, &addresses, &pools)
     }

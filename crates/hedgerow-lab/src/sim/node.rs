@@ -341,7 +341,9 @@ impl Node {
             });
         }
         match life.core.poll()? {
-            Wire::Send { to, bytes, .. } => Some(Some(Effect::Send(to.0, bytes))),
+            Wire::Send { to, bytes, .. } | Wire::PassOn { to, bytes, .. } => {
+                Some(Some(Effect::Send(to.0, bytes)))
+            }
             Wire::Deliver(bytes) => Some(unpack(&bytes).map(Effect::Deliver)),
             Wire::Report(report) => {
                 report_to(&mut life.mesh, report, view);

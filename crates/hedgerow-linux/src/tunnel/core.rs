@@ -68,6 +68,15 @@ pub enum Output {
         /// Whether the network may cut it.
         cut: Cut,
     },
+    /// Pass on a relay's frame that had to wait.
+    PassOn {
+        /// Where to.
+        to: Underlay,
+        /// Traffic class.
+        class: u8,
+        /// What.
+        bytes: Vec<u8>,
+    },
     /// Write a packet into the TUN device.
     Deliver(Vec<u8>),
     /// Tell the parent.
@@ -141,6 +150,7 @@ impl Core {
 
     /// Returns what was counted.
     pub fn stats(&mut self) -> &mut Stats {
+        self.stats.relay_sides = u64::try_from(self.relay.len()).unwrap_or(u64::MAX);
         &mut self.stats
     }
 
@@ -148,7 +158,10 @@ impl Core {
     pub fn deadline(&self) -> (Mono, &'static str) {
         let peer = self.timers.first().map_or(Mono::NEVER, |(at, _)| *at);
         let wanted = self.wanted.deadline();
-        if wanted < peer {
+        let held = self.relay.deadline();
+        if held < peer.min(wanted) {
+            (held, "a relayed frame waits")
+        } else if wanted < peer {
             (wanted, "a destination is no longer wanted")
         } else {
             (peer, "a peer's handshake, keepalive or session")
@@ -264,6 +277,7 @@ impl Core {
                     self.stats.dropped_relay += 1;
                 }
             }
+            Command::SetRelayLimits(limits) => self.relay.set_limits(limits),
             Command::ForgetRelay { session } => self.relay.forget(session),
             Command::RemovePeer { device } => {
                 self.relay.forget_device(device);
@@ -298,6 +312,7 @@ impl Core {
 
     /// Notes that time has passed.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.pass_held(now.mono);
         self.stats.dropped_waiting += self.wanted.expire(&mut self.budget, now.mono);
         for _ in 0..TIMEOUTS_PER_CALL_MAX {
             let due = self.timers.first().filter(|(at, _)| *at <= now.mono);

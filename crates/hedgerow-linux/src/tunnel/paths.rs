@@ -7,7 +7,9 @@ use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now};
 
 use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
+use super::flows::Signal;
 use super::message::{self, HEADER_BYTES};
+use super::relay::{Admission, Frame};
 use super::timers::{self, NO_REPLY_TIMEOUT};
 use super::{ACTIVE_INTERVAL, Cut, PresharedKey, PskSlot, Report, Roaming};
 
@@ -36,9 +38,41 @@ impl Core {
             return Handled::Done;
         };
         message::put(frame, 0, &path::relay_header(side.out));
+        match self.relay.admit(session, frame.len(), now.mono) {
+            Admission::Now => {
+                self.note_relayed(frame.len());
+                return Handled::Forward(to.to);
+            }
+            Admission::Later => {
+                let dropped = self.relay.hold(session, to.to, frame, now.mono);
+                self.stats.dropped_relay_queue += dropped;
+            }
+            Admission::Never => self.stats.dropped_relay_session += 1,
+        }
+        Handled::Done
+    }
+
+    fn note_relayed(&mut self, bytes: usize) {
         self.stats.relayed_frames += 1;
-        self.stats.relayed_bytes += u64::try_from(frame.len()).unwrap_or(0);
-        Handled::Forward(to.to)
+        self.stats.relayed_bytes += u64::try_from(bytes).unwrap_or(0);
+    }
+
+    /// Passes on what waited, as far as the rate allows.
+    pub(super) fn pass_held(&mut self, now: Mono) {
+        while let Some((frame, signal)) = self.relay.next(now) {
+            if signal == Signal::Congestion {
+                self.stats.dropped_relay_delay += 1;
+                continue;
+            }
+            let Frame { to, class, bytes } = frame;
+            self.note_relayed(bytes.len());
+            self.outputs.push_back(Output::PassOn { to, class, bytes });
+        }
+    }
+
+    /// Notes the traffic class of the datagrams that come next: a frame that has to wait keeps it.
+    pub fn note_class(&mut self, class: u8) {
+        self.relay.class = class;
     }
 
     /// A packet was sent to a peer whose paths the mesh chooses: it is told that they are used, and if

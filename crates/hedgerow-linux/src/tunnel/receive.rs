@@ -130,6 +130,7 @@ impl Receiver {
     ) {
         let mut slow_down = self.wait.judge(train.waited, train.len, now.mono);
         let mut forward: Option<(Underlay, Range<usize>)> = None;
+        core.note_class(train.class);
         let mut at = start;
         let train_end = start + train.len;
         while at < train_end {

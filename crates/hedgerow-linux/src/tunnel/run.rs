@@ -227,6 +227,11 @@ impl Loop {
                         self.core.stats().dropped_send += 1;
                     }
                 }
+                Output::PassOn { to, class, bytes } => {
+                    if self.udp.send(to, class, &bytes, bytes.len()) != Sent::Yes {
+                        self.core.stats().dropped_send += 1;
+                    }
+                }
                 Output::Deliver(packet) => deliver(&self.tun, &packet, &mut self.core),
                 Output::Report(report) => {
                     if let Some(lost) = self.outbox.offer(report) {

@@ -102,6 +102,14 @@ stats! {
     relayed_bytes,
     /// Frames not passed on: not from where their side is, or to a peer whose place is unknown.
     dropped_relay,
+    /// Frames not passed on because their side of a session sent more than it may.
+    dropped_relay_session,
+    /// Frames that waited and went because more waited than may, of the session of which the most did.
+    dropped_relay_queue,
+    /// Frames that had waited too long for too long.
+    dropped_relay_delay,
+    /// Sides of sessions that are passed on: two for each session.
+    relay_sides,
     /// Reports dropped because the receiver was full.
     reports_dropped,
 }

@@ -180,6 +180,7 @@ impl Node {
         while let Some(output) = self.core.poll() {
             match output {
                 Output::Send { to, bytes, .. } => self.sent.push((to, bytes)),
+                Output::PassOn { to, bytes, .. } => self.sent.push((to, bytes)),
                 Output::Deliver(packet) => self.delivered.push(packet),
                 Output::Report(report) => self.reports.push(report),
             }
