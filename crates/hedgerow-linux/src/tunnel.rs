@@ -54,6 +54,7 @@ mod handshakes;
 pub mod inner;
 mod lanes;
 pub mod limits;
+mod linger;
 mod mac;
 pub mod message;
 mod noise;

@@ -13,6 +13,7 @@ use rustix::time::ClockId;
 
 use super::core::{Core, CoreConfig, Entropy, NoEntropy, Output};
 use super::lanes::Lanes;
+use super::linger::{Direction, Linger};
 use super::outbox::Outbox;
 use super::receive::{Receiver, deliver};
 use super::send::Sender;
@@ -74,6 +75,8 @@ pub(super) fn start(
         commands: receiver,
         outbox: Outbox::new(reports),
         stats: Arc::clone(&stats),
+        linger: Linger::default(),
+        may_linger: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
     };
     let thread = std::thread::Builder::new()
         .name("tunnel".to_owned())
@@ -122,6 +125,9 @@ struct Loop {
     receiver: Receiver,
     outbox: Outbox,
     stats: Arc<Shared>,
+    linger: Linger,
+    /// Who stays awake on the only core keeps from it whoever is to answer.
+    may_linger: bool,
 }
 
 /// What has something for us.
@@ -144,8 +150,18 @@ impl Loop {
 
     fn serve(&mut self) -> io::Result<()> {
         loop {
+            let asleep = mono();
             let ready = self.wait()?;
             let now = now();
+            let waited = now.mono.since(asleep);
+            if ready.udp != ready.tun {
+                let direction = if ready.udp {
+                    Direction::In
+                } else {
+                    Direction::Out
+                };
+                self.linger.handle_packet(direction, waited);
+            }
             if ready.bell && self.take_commands(now) == Next::Stop {
                 return Ok(());
             }
@@ -171,7 +187,8 @@ impl Loop {
     }
 
     /// Sleeps until something comes or is due.
-    fn wait(&self) -> io::Result<Ready> {
+    fn wait(&mut self) -> io::Result<Ready> {
+        let stay = self.linger.stay().filter(|_| self.may_linger);
         let until_due = self.core.deadline().0.since(mono());
         let sleep = self
             .outbox
@@ -188,10 +205,12 @@ impl Loop {
             PollFd::new(&*self.udp, flags),
             PollFd::from_borrowed_fd(self.bell.as_fd(), flags),
         ];
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(e) => return Err(e.into()),
+        if !stay.is_some_and(|stay| linger(&mut fds, stay.min(sleep))) {
+            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+                Ok(_) => {}
+                Err(Errno::INTR) => return Ok(Ready::default()),
+                Err(e) => return Err(e.into()),
+            }
         }
         let [tun, udp, bell] = fds.map(|fd| !fd.revents().is_empty());
         Ok(Ready { tun, udp, bell })
@@ -241,6 +260,19 @@ impl Loop {
             }
         }
     }
+}
+
+/// Looks again and again for so long; returns whether something came.
+fn linger(fds: &mut [PollFd<'_>], stay: Duration) -> bool {
+    let start = mono();
+    while mono().since(start) < stay {
+        // An error is met again by the sleep that follows.
+        if rustix::event::poll(fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0) {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    false
 }
 
 #[expect(

@@ -412,7 +412,7 @@ fn tunnel_keys_change_under_load_without_a_lost_packet() {
                 train(&lab, (v4(1), v4(2)));
                 train_between(&lab, (2, 1), (v6(2), v6(1)));
                 // One peer's initiations come no closer together.
-                std::thread::sleep(INITIATION_INTERVAL_MIN);
+                std::thread::park_timeout(INITIATION_INTERVAL_MIN);
             }
         });
         for end in &ends {
