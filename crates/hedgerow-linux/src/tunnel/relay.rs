@@ -500,7 +500,7 @@ mod tests {
         fn order_within_a_session_is_kept_and_nothing_comes_twice(
             steps in prop::collection::vec((1u32..5, 5usize..9000, 0u64..40), 1..400),
         ) {
-            let limits = RelayLimits { session: Some(400_000), total: Some(500_000) };
+            let limits = RelayLimits { session: Some(100_000), total: Some(50_000) };
             let mut relay = relay(limits, 4);
             let (mut seen, mut now) = (Seen::default(), 0);
             for (number, (session, bytes, pause)) in (0..).zip(steps) {
@@ -509,6 +509,8 @@ mod tests {
                     seen.drain(&mut relay, at(now));
                 }
                 seen.offer(&mut relay, session, &frame(session, number, bytes), at(now));
+                let held = relay.held.as_ref().map_or(0, |h| h.flows.bytes());
+                prop_assert!(held <= RELAY_QUEUED_BYTES_MAX);
             }
             while relay.deadline() != Mono::NEVER {
                 let due = relay.deadline().max(at(now));

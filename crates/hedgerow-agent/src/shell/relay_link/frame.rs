@@ -166,6 +166,27 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_datagram_longer_than_it_may_be_or_stop_the_decoder() {
+        let mut state = 1u64;
+        for _ in 0..2000 {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                // Small lengths are likely, so that many datagrams come of it.
+                let [high, low, ..] = state.to_be_bytes();
+                if high < 200 { 0 } else { low }
+            })
+            .take(300)
+            .collect();
+            if let Ok(datagrams) = decode(&bytes, 17) {
+                let within = |d: &Vec<u8>| (1..=DATAGRAM_BYTES_MAX).contains(&d.len());
+                assert!(datagrams.iter().all(within));
+            }
+        }
+    }
+
+    #[test]
     fn the_newest_datagram_is_dropped_when_a_slow_reader_lets_the_queue_fill() {
         let mut queue = Queue::default();
         let mut taken = 0;
