@@ -263,10 +263,9 @@ impl Mesh {
             return Err(OwnError::OtherKey);
         }
         self.gossip.handle_own(&identity, view);
-        let serves = ways::is_relay(&identity.ticket);
-        self.ways.server.handle_role(serves);
         let shown = Shown::of(&identity.ticket, &identity.binding);
         let before = self.own.replace(Own { identity, shown });
+        self.recheck_role(view);
         match before {
             None => self.rejoin(view.now.mono),
             Some(before) if before.device() != ticket => self.start_over(view),

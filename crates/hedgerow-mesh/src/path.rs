@@ -216,6 +216,8 @@ pub(crate) struct Common {
     mtu: u16,
     generation: u64,
     random: Random,
+    /// A peer sees this device elsewhere than before, by a way that did not change: so may all others.
+    is_rebound: bool,
     dropped: BTreeMap<Dropped, u64>,
     output: VecDeque<Output>,
 }
@@ -307,6 +309,7 @@ impl Paths {
                 mtu,
                 generation: 1,
                 random: Random::new(seed),
+                is_rebound: false,
                 dropped: BTreeMap::new(),
                 output: VecDeque::new(),
             },
@@ -371,6 +374,14 @@ impl Paths {
         self.one(device, |peer, common| peer.kept(is_kept, common, now));
     }
 
+    /// One of the two is a relay: between them a straight path is worth much.
+    pub fn handle_serves(&mut self, device: DeviceId, is_relay: bool, now: Mono) {
+        self.one(device, |peer, common| {
+            peer.serves(is_relay);
+            peer.timeout(common, now);
+        });
+    }
+
     /// Packets go to or come from the peer: at most every few seconds.
     pub fn handle_active(&mut self, device: DeviceId, now: Mono) {
         self.one(device, |peer, common| peer.active(common, now));
@@ -405,6 +416,16 @@ impl Paths {
         self.one(device, |peer, common| peer.silent(common, now));
     }
 
+    /// A packet or a message of the peer, which go by the path that it uses, came by this one.
+    pub fn handle_spoken(&mut self, device: DeviceId, from: Path, now: Mono) {
+        if self
+            .in_use(device)
+            .is_some_and(|(current, _)| current != from)
+        {
+            self.handle_heard(device, from, now);
+        }
+    }
+
     /// The peer's authentic packet came by another path than the one in use.
     pub fn handle_heard(&mut self, device: DeviceId, from: Path, now: Mono) {
         self.one(device, |peer, common| peer.heard(from, common, now));
@@ -431,6 +452,9 @@ impl Paths {
             Err(_) => self.common.drop(Dropped::Malformed),
         }
         self.plan(device);
+        if std::mem::take(&mut self.common.is_rebound) {
+            self.each(now, |peer, common| peer.rebound(common, now));
+        }
     }
 
     /// Takes the passing of time.

@@ -120,6 +120,10 @@ impl Mesh {
             self.refuse(Refusal::Malformed, Some(from), Some(device), view.now.mono);
             return;
         };
+        if kind != MessageKind::Path {
+            let now = view.now.mono;
+            self.ways.paths.handle_spoken(device, from, now);
+        }
         let refused = |understood: bool| (!understood).then_some(Refusal::Malformed);
         let refused = match kind {
             MessageKind::Path => {
@@ -222,8 +226,14 @@ impl Mesh {
         let now = view.now.mono;
         let known = self.known_ways(device);
         let hints = self.home_relays_of(device);
+        let tickets = [
+            self.own.as_ref().map(|own| &*own.identity.ticket),
+            self.peers.get(device).map(|peer| &*peer.ticket),
+        ];
+        let serves = tickets.into_iter().flatten().any(is_relay);
         let Ways { paths, client, .. } = &mut self.ways;
         paths.handle_established(device, endpoint, now);
+        paths.handle_serves(device, serves, now);
         paths.handle_known(device, &known, now);
         if client.knows(device) {
             if endpoint.is_direct() {
@@ -252,8 +262,16 @@ impl Mesh {
         self.ways.lookups.handle_gone(device);
     }
 
+    /// Serves others while this device's ticket says so and nobody has put it into a state.
+    pub(super) fn recheck_role(&mut self, view: View<'_>) {
+        let own = self.own.as_ref().map(|own| &own.identity.ticket);
+        let serves = own.is_some_and(|t| is_relay(t) && view.standing.state(t.id).is_none());
+        self.ways.server.handle_role(serves);
+    }
+
     /// Leaves relays that must not be used any more, and takes up those that may again.
     pub(super) fn recheck_relays(&mut self, view: View<'_>) {
+        self.recheck_role(view);
         let tickets: Vec<_> = self
             .peers
             .iter()

@@ -1,7 +1,8 @@
 //! How long an inner packet may be on a path: found by padded probes that the network may not cut.
 //!
-//! The largest is tried first, because most paths carry it. When it does not come through, the search
-//! halves the range down to what every path carries.
+//! The largest is tried first, because most paths carry it. When it does not come through, what every
+//! path carries is next: a path that loses even that is no way for packets, however well it carries short
+//! probes. Then the search halves the range between the two.
 
 use std::time::Duration;
 
@@ -24,11 +25,14 @@ pub(crate) struct Search {
     /// The largest size that may still work and the try it is at; absent while resting.
     under_way: Option<UnderWay>,
     done_at: Option<Mono>,
+    /// Nothing long came through when it was searched last.
+    blocked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct UnderWay {
-    works: u16,
+    /// What came through so far.
+    works: Option<u16>,
     too_long: u16,
     size: u16,
     tries: u8,
@@ -45,6 +49,11 @@ impl Search {
         self.under_way.is_none()
     }
 
+    /// Returns whether the path loses what every path must carry. After a while nobody knows.
+    pub(crate) fn is_blocked(&self, now: Mono) -> bool {
+        self.blocked && self.done_at.is_some_and(|at| now.since(at) < AGAIN_AFTER)
+    }
+
     /// Begins a search when the last is old, or there was none.
     pub(crate) fn begin_when_due(&mut self, most: u16, now: Mono) {
         let due = self.done_at.is_none_or(|at| now.since(at) >= AGAIN_AFTER);
@@ -56,8 +65,8 @@ impl Search {
     /// Begins a search: packets are lost for a reason that short probes do not show.
     pub(crate) fn begin(&mut self, most: u16) {
         self.under_way = Some(UnderWay {
-            works: MTU_MIN,
-            too_long: most.saturating_add(1),
+            works: None,
+            too_long: most.max(MTU_MIN).saturating_add(1),
             size: most.max(MTU_MIN),
             tries: 0,
             in_flight: false,
@@ -75,7 +84,7 @@ impl Search {
     /// A probe of this size came through.
     pub(crate) fn came(&mut self, size: u16, now: Mono) {
         if let Some(search) = self.under_way.as_mut().filter(|s| s.size == size) {
-            search.works = size;
+            search.works = Some(size);
             self.step(now);
         }
     }
@@ -96,14 +105,19 @@ impl Search {
         let Some(search) = &mut self.under_way else {
             return;
         };
-        let left = search.too_long.saturating_sub(search.works);
-        if left <= PRECISION_BYTES {
-            self.found = Some(search.works);
+        let left = search.works.map(|w| search.too_long.saturating_sub(w));
+        let is_blocked = left.is_none() && search.size <= MTU_MIN;
+        if is_blocked || left.is_some_and(|left| left <= PRECISION_BYTES) {
+            self.found = Some(search.works.unwrap_or(MTU_MIN));
+            self.blocked = is_blocked;
             self.done_at = Some(now);
             self.under_way = None;
             return;
         }
-        search.size = search.works + left / 2;
+        search.size = match (search.works, left) {
+            (Some(works), Some(left)) => works + left / 2,
+            _ => MTU_MIN,
+        };
         search.tries = 0;
         search.in_flight = false;
     }
@@ -146,6 +160,27 @@ mod tests {
             assert!(probes <= 2 * 14, "{probes} probes");
         }
         assert_eq!(search(1420, 600).0, Some(1280), "the network has to cut");
+    }
+
+    #[test]
+    fn a_path_that_loses_everything_long_is_known_after_two_sizes_and_forgiven_later() {
+        let mut search = Search::default();
+        search.begin(1420);
+        let mut tried = Vec::new();
+        while let Some(size) = search.next_size() {
+            tried.push(size);
+            search.lost(size, Mono::ZERO);
+        }
+        assert_eq!(tried, [1420, 1420, 1280, 1280]);
+        assert!(search.is_blocked(Mono::ZERO));
+        assert!(!search.is_blocked(Mono::ZERO + AGAIN_AFTER));
+        search.begin(1420);
+        search.next_size();
+        search.came(1420, Mono::ZERO);
+        assert!(
+            !search.is_blocked(Mono::ZERO),
+            "it carries long packets again"
+        );
     }
 
     #[test]

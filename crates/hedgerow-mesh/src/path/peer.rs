@@ -8,13 +8,16 @@ use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::Path;
 
 use super::candidates::judge;
-use super::route::{LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, Route, Standing};
+use super::route::{LINK_REST_MAX, REST_MAX, Route, Standing};
 use super::wire::{Candidates, PathMessage, Probe, Reply};
 use super::{
-    ACTIVE_FOR, Common, Dropped, KEEP_EVERY, LOST_AFTER, MESSAGES_PER_SECOND, Output,
-    RELAY_LOST_AFTER, ROUTES_MAX, RouteStatus, STANDBY_EVERY, SUSPICION_EVERY, Why,
+    ACTIVE_FOR, Common, Dropped, MESSAGES_PER_SECOND, Output, ROUTES_MAX, RouteStatus, Why,
 };
 use crate::budget::Bucket;
+
+mod probing;
+
+use probing::COMPARE_EVERY;
 
 /// When a list of candidates is said again: nothing acknowledges it.
 const TELL_PAUSES: [Duration; 3] = [
@@ -22,22 +25,23 @@ const TELL_PAUSES: [Duration; 3] = [
     Duration::from_millis(250),
     Duration::from_secs(2),
 ];
-/// A path that was proven this recently is not suspected for being heard around.
+/// How long paths are looked after of a peer that speaks by another one: a relay has no traffic with those
+/// that it serves.
+const HEARD_FOR: Duration = Duration::from_secs(10);
+/// A path that was proven this recently is not suspected for a peer that keeps to another one.
 const PROVEN_LATELY: Duration = Duration::from_secs(1);
+/// The same for a peer that has just begun to speak by another one: what made it change may be ours too.
+const PROVEN_NOW: Duration = Duration::from_millis(100);
 /// So many lost probes in a row make a suspected path dead.
 const MISSES_DEAD: u32 = 2;
-/// So many make one that nothing is sent by rest.
-const MISSES_STANDBY: u32 = 3;
-/// The pause after a lost probe of a path that is not suspected.
-const DOUBT_EVERY: Duration = Duration::from_millis(250);
-/// The longest pause between two rounds of probes while no path answers.
-const ROUND_MAX: Duration = Duration::from_secs(1);
+/// What a relayed path costs more to or from a relay: it passes frames on from and to places of their own alone.
+const STRAIGHT: Duration = Duration::from_secs(1);
 /// Another path must be better by a fifth, and by this.
 const BETTER_BY: Duration = Duration::from_millis(2);
 /// So many silences in a row on a path whose short probes are answered mean that it loses long packets.
-const SILENCES_MAX: u32 = 4;
+const SILENCES_MAX: u32 = 2;
 /// At most one search for that in so long.
-const SEARCH_EVERY: Duration = Duration::from_secs(60);
+const SEARCH_EVERY: Duration = Duration::from_secs(30);
 
 /// The path in use may be dead.
 #[derive(Debug, Clone, Copy)]
@@ -59,11 +63,17 @@ pub(super) struct Peer {
     current: Path,
     routes: Vec<Route>,
     is_kept: bool,
+    /// One of the two is a relay.
+    needs_straight: bool,
+    /// When a path was left because it was dead.
+    left_at: Mono,
     active_until: Mono,
     trouble: Option<Trouble>,
     /// The parent was told that no path answers.
     is_lost: bool,
     silences: Silences,
+    /// By which other path the peer spoke last.
+    heard_by: Option<Path>,
     next_number: u32,
     /// Of the peer's last list.
     heard_generation: u64,
@@ -80,10 +90,13 @@ impl Peer {
             current: path,
             routes: Vec::new(),
             is_kept: false,
+            needs_straight: false,
+            left_at: Mono::ZERO,
             active_until: Mono::ZERO,
             trouble: None,
             is_lost: false,
             silences: Silences::default(),
+            heard_by: None,
             next_number: 0,
             heard_generation: 0,
             told_generation: 0,
@@ -104,6 +117,7 @@ impl Peer {
         if let Some(route) = self.route_or_add(path, common, now) {
             route.standing = Standing::Alive;
             route.misses = 0;
+            route.is_closed = false;
             route.probe_at = now;
         }
         if self.told_generation != common.generation {
@@ -116,6 +130,17 @@ impl Peer {
         let began = is_kept && !std::mem::replace(&mut self.is_kept, is_kept);
         if began {
             self.wake(common, now);
+        }
+    }
+
+    pub(super) fn serves(&mut self, is_relay: bool) {
+        self.needs_straight = is_relay;
+    }
+
+    fn cost(&self, route: &Route) -> Duration {
+        match self.needs_straight && !route.path.is_direct() {
+            true => route.cost() + STRAIGHT,
+            false => route.cost(),
         }
     }
 
@@ -173,26 +198,37 @@ impl Peer {
     /// Tries a way, wherever it leads.
     pub(super) fn link(&mut self, path: Path, common: &mut Common, now: Mono) {
         let awake = self.is_awake(now);
-        if let Some(route) = self.route_or_add(path, common, now)
-            && !route.is_alive()
-            && awake
-        {
-            route.standing = Standing::Fresh(0);
-            route.probe_at = now;
+        if let Some(route) = self.route_or_add(path, common, now) {
+            route.is_closed = false;
+            if !route.is_alive() && awake {
+                route.standing = Standing::Fresh(0);
+                route.probe_at = now;
+            }
         }
         self.timeout(common, now);
     }
 
+    /// A way is taken back. The one in use is left for the first other that answers.
+    ///
+    /// It is remembered, so that a peer which still speaks by it does not make it a new one.
     pub(super) fn closed(&mut self, path: Path, common: &mut Common, now: Mono) {
+        let Some(route) = self.route(path) else {
+            return;
+        };
+        route.is_closed = true;
         if path == self.current {
-            if let Some(route) = self.route(path) {
-                route.misses = MISSES_DEAD;
-            }
             self.suspect(common, now);
             self.choose(common, now);
+        } else {
+            self.rest_closed(common, now);
         }
-        if path != self.current {
-            self.routes.retain(|route| route.path != path);
+    }
+
+    fn rest_closed(&mut self, common: &mut Common, now: Mono) {
+        let current = self.current;
+        let closed = self.routes.iter_mut().filter(|route| route.is_closed);
+        for route in closed.filter(|route| route.path != current) {
+            route.rest(REST_MAX, |mean| common.random.jitter(mean), now);
         }
     }
 
@@ -231,6 +267,18 @@ impl Peer {
         self.suspect(common, now);
     }
 
+    /// A NAT before this device gave it another address: whoever sends to the former one reaches nobody, and
+    /// a relay passes nothing on. What is said now shows them the new one.
+    pub(super) fn rebound(&mut self, common: &mut Common, now: Mono) {
+        if !self.is_awake(now) {
+            return;
+        }
+        if let Some(route) = self.route(self.current) {
+            route.probe_at = now;
+        }
+        self.tell_candidates(common, now);
+    }
+
     /// Packets go unanswered: is the path dead?
     pub(super) fn silent(&mut self, common: &mut Common, now: Mono) {
         self.active_until = now + ACTIVE_FOR;
@@ -251,18 +299,28 @@ impl Peer {
     /// The peer speaks by another path than we do. It may have moved, or found that ours is dead.
     pub(super) fn heard(&mut self, from: Path, common: &mut Common, now: Mono) {
         let own = common.local.clone();
+        self.active_until = self.active_until.max(now + HEARD_FOR);
+        // One that is being tried needs no further push: two ends would push each other faster and faster.
+        let is_tried = |r: &mut Route| matches!(r.standing, Standing::Fresh(_));
+        let is_tried = self.route(from).is_some_and(is_tried);
         let Some(route) = self.route_or_add(from, common, now) else {
             return;
         };
-        if !route.is_alive() {
+        if !route.is_alive() && !route.is_closed && !is_tried {
             route.standing = Standing::Fresh(0);
             route.probe_at = now;
             if from.is_direct() && !own.contains(&from.to) {
                 common.send(self.device, Some(from), &PathMessage::Observed(from.to));
             }
         }
+        let has_changed = self.heard_by.replace(from) != Some(from);
+        let lately = if has_changed {
+            PROVEN_NOW
+        } else {
+            PROVEN_LATELY
+        };
         let proven = self.route(self.current).and_then(|r| r.proven_at);
-        if proven.is_none_or(|at| now.since(at) >= PROVEN_LATELY) {
+        if proven.is_none_or(|at| now.since(at) >= lately) {
             self.suspect(common, now);
         }
         self.timeout(common, now);
@@ -290,8 +348,14 @@ impl Peer {
         match message {
             PathMessage::Probe(probe) => self.probed(*probe, (from, size), common, now),
             PathMessage::Reply(reply) => self.replied(*reply, common, now),
-            PathMessage::Candidates(list) => self.candidates(list, common, now),
-            PathMessage::Observed(seen) => self.seen_at(*seen, common, now),
+            PathMessage::Candidates(list) => {
+                // It goes by the path that the peer uses.
+                if from != self.current {
+                    self.heard(from, common, now);
+                }
+                self.candidates(list, common, now);
+            }
+            PathMessage::Observed(seen) => self.seen_at(*seen, from, common, now),
             PathMessage::Moved => self.follow(from, common, now),
         }
     }
@@ -319,6 +383,7 @@ impl Peer {
         let awake = self.is_awake(now);
         if let Some(route) = self.route_or_add(from, common, now)
             && matches!(route.standing, Standing::Resting(_))
+            && !route.is_closed
             && awake
         {
             route.standing = Standing::Fresh(0);
@@ -337,15 +402,12 @@ impl Peer {
             common.drop(Dropped::Unasked);
             return;
         };
-        let path = route.path;
+        let (path, is_closed) = (route.path, route.is_closed);
         if sent.size > 0 {
             route.mtu.came(sent.size, now);
         } else if !route.is_alive() {
             route.comes_back();
-            route.probe_at = now + STANDBY_EVERY;
-        }
-        if path.is_direct() {
-            route.seen = reply.seen;
+            route.probe_at = now + COMPARE_EVERY;
         }
         if let Some(round_trip) = route.round_trip
             && self.is_kept
@@ -357,21 +419,27 @@ impl Peer {
             });
         }
         let is_over = self.trouble.is_some_and(|t| sent.at >= t.since);
-        if path == self.current && is_over && sent.size == 0 {
+        if path == self.current && is_over && sent.size == 0 && !is_closed {
             self.end_trouble(common);
         } else if path == self.current && sent.size > 0 {
             self.silences.count = 0;
         }
-        if let Some(seen) = reply.seen.filter(|_| path.is_direct()) {
-            self.seen_at(seen, common, now);
+        if let Some(seen) = reply.seen {
+            self.seen_at(seen, path, common, now);
         }
         self.choose(common, now);
         self.timeout(common, now);
     }
 
-    fn seen_at(&mut self, seen: Underlay, common: &mut Common, now: Mono) {
+    /// The peer sees this device there, by this path.
+    fn seen_at(&mut self, seen: Underlay, by: Path, common: &mut Common, now: Mono) {
+        if !by.is_direct() {
+            return;
+        }
         match judge(seen, &[], &common.overlay) {
             Ok(seen) => {
+                let before = self.route(by).and_then(|r| r.seen.replace(seen));
+                common.is_rebound |= before.is_some_and(|before| before != seen);
                 if common.observe(seen) {
                     self.tell_candidates(common, now);
                 }
@@ -404,23 +472,27 @@ impl Peer {
         let Some(current) = self.routes.iter().find(|r| r.path == self.current) else {
             return;
         };
-        let is_dead = since.is_some() && current.misses >= MISSES_DEAD;
+        let is_blocked = current.mtu.is_blocked(now);
+        let is_silent = since.is_some() && current.misses >= MISSES_DEAD;
+        let is_dead = is_blocked || is_silent || current.is_closed;
         let proven = |route: &&Route| match since {
             Some(since) => route.proven_at.is_some_and(|at| at >= since),
-            None => route.proven_at.is_some(),
+            // What answered before the one in use fell silent may have gone with it.
+            None => route.answered_at.is_some_and(|at| at >= self.left_at),
         };
         let others = self.routes.iter().filter(|r| r.path != self.current);
         let best = others
-            .filter(|r| r.is_alive() && r.misses == 0)
+            .filter(|r| r.is_usable(now))
             .filter(proven)
-            .min_by_key(|r| (r.cost(), r.path));
+            .min_by_key(|r| (self.cost(r), r.path));
         let Some(best) = best else {
             return;
         };
-        let (to, cost) = (best.path, best.cost());
+        let (to, cost) = (best.path, self.cost(best));
+        let current = self.cost(current);
         let why = if is_dead {
             Why::Dead
-        } else if since.is_none() && cost + BETTER_BY.max(current.cost() / 5) < current.cost() {
+        } else if since.is_none() && cost + BETTER_BY.max(current / 5) < current {
             Why::Better
         } else {
             return;
@@ -437,7 +509,7 @@ impl Peer {
         if to == self.current {
             return;
         }
-        let Some(route) = self.route_or_add(to, common, now) else {
+        let Some(route) = self.route_or_add(to, common, now).filter(|r| !r.is_closed) else {
             return;
         };
         route.standing = Standing::Alive;
@@ -451,10 +523,13 @@ impl Peer {
         let from = std::mem::replace(&mut self.current, to);
         self.end_trouble(common);
         self.silences.count = 0;
-        if why != Why::Better
-            && let Some(route) = self.routes.iter_mut().find(|r| r.path == from)
-        {
-            route.rest(REST_MAX, |mean| common.random.jitter(mean), now);
+        self.heard_by = None;
+        self.rest_closed(common, now);
+        if why != Why::Better {
+            self.left_at = now;
+            if let Some(route) = self.routes.iter_mut().find(|r| r.path == from) {
+                route.rest(REST_MAX, |mean| common.random.jitter(mean), now);
+            }
         }
         if to.to.is_loopback() {
             // What rested for minutes is to be tried again soon.
@@ -502,143 +577,6 @@ impl Peer {
         self.trouble_when_due(common, now);
         self.probe_when_due(common, now);
         self.measure_mtu(common, now);
-    }
-
-    fn probe_when_due(&mut self, common: &mut Common, now: Mono) {
-        let awake = self.is_awake(now);
-        let rest_max = match self.current.to.is_loopback() {
-            true => LINK_REST_MAX,
-            false => REST_MAX,
-        };
-        let mut due: Vec<Path> = Vec::new();
-        let mut doubtful = false;
-        for route in &mut self.routes {
-            if !awake {
-                route.probe_at = Mono::NEVER;
-                continue;
-            }
-            let is_current = route.path == self.current;
-            if route.is_alive() && route.misses > 0 {
-                doubtful |= is_current;
-                route.probe_at = route.probe_at.min(now + DOUBT_EVERY);
-                if !is_current && route.misses >= MISSES_STANDBY {
-                    route.rest(rest_max, |mean| common.random.jitter(mean), now);
-                }
-            }
-            if route.probe_at > now {
-                continue;
-            }
-            match route.standing {
-                Standing::Fresh(tries) => match PUNCH_PAUSES.get(tries) {
-                    Some(pause) => {
-                        route.standing = Standing::Fresh(tries + 1);
-                        route.probe_at = now + *pause;
-                        due.push(route.path);
-                    }
-                    None => route.rest(rest_max, |mean| common.random.jitter(mean), now),
-                },
-                Standing::Alive => {
-                    let is_mapped = route.seen.is_none_or(|seen| !common.local.contains(&seen));
-                    let keep = is_current && (self.is_kept || is_mapped);
-                    let mean = if keep { KEEP_EVERY } else { STANDBY_EVERY };
-                    route.probe_at = now + common.random.jitter(mean);
-                    due.push(route.path);
-                }
-                Standing::Resting(_) => {
-                    due.push(route.path);
-                    route.rest(rest_max, |mean| common.random.jitter(mean), now);
-                }
-            }
-        }
-        for path in due {
-            self.probe(path, common, now);
-        }
-        if doubtful && self.trouble.is_none() {
-            self.trouble = Some(Trouble {
-                since: now,
-                next: now,
-                rounds: 0,
-            });
-            self.trouble_when_due(common, now);
-        }
-    }
-
-    /// Probes the path in use at once, all others with it from the second round on.
-    fn trouble_when_due(&mut self, common: &mut Common, now: Mono) {
-        if !self.is_awake(now) {
-            self.trouble = None;
-        }
-        let Some(mut trouble) = self.trouble.filter(|t| t.next <= now) else {
-            return;
-        };
-        let only_current = trouble.rounds == 0;
-        let current = self.current;
-        let paths = self.routes.iter().map(|r| r.path);
-        let paths: Vec<Path> = paths.filter(|p| !only_current || *p == current).collect();
-        for path in paths {
-            self.probe(path, common, now);
-        }
-        let has_other = self
-            .routes
-            .iter()
-            .any(|r| r.path != current && r.is_alive() && r.misses == 0);
-        if trouble.rounds == 1 && !has_other {
-            let device = self.device;
-            common.output.push_back(Output::Trouble { device });
-        }
-        let patience = if self.is_kept {
-            RELAY_LOST_AFTER
-        } else {
-            LOST_AFTER
-        };
-        if now.since(trouble.since) >= patience && !self.is_lost {
-            self.is_lost = true;
-            let device = self.device;
-            common.output.push_back(Output::Lost { device });
-        }
-        trouble.rounds += 1;
-        let doublings = trouble.rounds.saturating_sub(4).min(5);
-        trouble.next = now + (SUSPICION_EVERY * 2u32.pow(doublings)).min(ROUND_MAX);
-        self.trouble = Some(trouble);
-    }
-
-    fn measure_mtu(&mut self, common: &mut Common, now: Mono) {
-        if self.trouble.is_some() || !self.is_awake(now) {
-            return;
-        }
-        let (device, current, most) = (self.device, self.current, common.mtu);
-        let number = self.next_number;
-        let Some(route) = self.route(current).filter(|r| r.round_trip.is_some()) else {
-            return;
-        };
-        route.mtu.begin_when_due(most, now);
-        if let Some(size) = route.mtu.next_size() {
-            let token = common.token();
-            route.sent(number, token, size, now);
-            let probe = Probe {
-                number,
-                token,
-                size,
-            };
-            self.next_number = number.wrapping_add(1);
-            common.send_padded(device, current, &PathMessage::Probe(probe), size);
-        }
-        self.tell_mtu(common);
-    }
-
-    fn probe(&mut self, path: Path, common: &mut Common, now: Mono) {
-        let (number, token) = (self.next_number, common.token());
-        let Some(route) = self.route(path) else {
-            return;
-        };
-        route.sent(number, token, 0, now);
-        self.next_number = number.wrapping_add(1);
-        let probe = Probe {
-            number,
-            token,
-            size: 0,
-        };
-        common.send(self.device, Some(path), &PathMessage::Probe(probe));
     }
 
     fn route(&mut self, path: Path) -> Option<&mut Route> {
@@ -690,7 +628,11 @@ impl Peer {
     }
 
     pub(super) fn routes(&self, mtu: u16) -> Vec<RouteStatus> {
-        let routes = self.routes.iter().map(|route| RouteStatus {
+        let given = self
+            .routes
+            .iter()
+            .filter(|r| !r.is_closed || r.path == self.current);
+        let routes = given.map(|route| RouteStatus {
             path: route.path,
             in_use: route.path == self.current,
             standing: route.standing,

@@ -32,6 +32,11 @@ pub const REST_MIN: Duration = Duration::from_secs(1);
 /// The longest.
 pub const REST_MAX: Duration = Duration::from_secs(300);
 
+/// The round trip is the mean of so many before it is smoothed: the first may have met a busy machine.
+const SAMPLES_MEAN: u32 = 8;
+/// So many make a route comparable with the one in use.
+pub(super) const SAMPLES_ENOUGH: u32 = 8;
+
 /// Loss below this many per mille costs nothing: it happens.
 const LOSS_FREE_PERMILLE: u32 = 150;
 /// What a relay costs beside a direct path with the same round trip, once.
@@ -74,14 +79,20 @@ pub(crate) struct Route {
     /// Smoothed round trip (RFC 6298); none before the first reply.
     pub(crate) round_trip: Option<Duration>,
     variance: Duration,
+    /// How many round trips were measured.
+    pub(crate) samples: u32,
     pub(crate) loss_permille: u32,
     /// Probes lost in a row.
     pub(crate) misses: u32,
     /// When the probe was sent whose reply came last.
     pub(crate) proven_at: Option<Mono>,
+    /// When that reply came.
+    pub(crate) answered_at: Option<Mono>,
     /// Where the peer sees us on this route.
     pub(crate) seen: Option<Underlay>,
     pub(crate) mtu: Search,
+    /// Whoever gave the path has taken it back: an answer does not make it good.
+    pub(crate) is_closed: bool,
 }
 
 impl Route {
@@ -93,16 +104,25 @@ impl Route {
             outstanding: VecDeque::new(),
             round_trip: None,
             variance: Duration::ZERO,
+            samples: 0,
             loss_permille: 0,
             misses: 0,
             proven_at: None,
+            answered_at: None,
             seen: None,
             mtu: Search::default(),
+            is_closed: false,
         }
     }
 
     pub(crate) fn is_alive(&self) -> bool {
         self.standing == Standing::Alive
+    }
+
+    /// Returns whether packets may go by it.
+    pub(crate) fn is_usable(&self, now: Mono) -> bool {
+        let answers = self.is_alive() && self.misses == 0;
+        answers && !self.is_closed && !self.mtu.is_blocked(now)
     }
 
     /// How long a probe may take.
@@ -160,6 +180,7 @@ impl Route {
         self.misses = 0;
         self.loss_permille -= self.loss_permille / 8;
         self.proven_at = self.proven_at.max(Some(sent.at));
+        self.answered_at = Some(now);
         Some(sent)
     }
 
@@ -212,6 +233,8 @@ impl Route {
     }
 
     fn measured(&mut self, sample: Duration) {
+        self.samples = self.samples.saturating_add(1);
+        let weight = self.samples.min(SAMPLES_MEAN);
         match self.round_trip {
             None => {
                 self.round_trip = Some(sample);
@@ -219,7 +242,7 @@ impl Route {
             }
             Some(smooth) => {
                 self.variance = (self.variance * 3 + smooth.abs_diff(sample)) / 4;
-                self.round_trip = Some((smooth * 7 + sample) / 8);
+                self.round_trip = Some((smooth * (weight - 1) + sample) / weight);
             }
         }
     }

@@ -214,6 +214,50 @@ fn neighbours_leave_the_relay_for_the_direct_path() {
 }
 
 #[test]
+fn one_slow_first_answer_does_not_keep_two_neighbours_at_the_relay() {
+    let mut pair = Pair::new();
+    pair.link(relayed(1), relayed(2), ms(3));
+    pair.link(direct(B), direct(A), ms(20));
+    pair.addresses();
+    pair.establish(relayed(1), relayed(2));
+    pair.run(ms(150));
+    // The machine was busy while the first probes were under way.
+    pair.link(direct(B), direct(A), ms(1));
+    pair.run(Duration::from_secs(3));
+    assert_eq!(pair.current, [direct(B), direct(A)]);
+}
+
+#[test]
+fn between_a_relay_and_its_guest_the_straight_path_is_taken_however_slow() {
+    let mut pair = Pair::new();
+    pair.link(relayed(1), relayed(2), ms(2));
+    pair.link(direct(B), direct(A), ms(200));
+    pair.addresses();
+    pair.establish(relayed(1), relayed(2));
+    for end in [0, 1] {
+        pair.with(end, |p, device, now| p.handle_serves(device, true, now));
+    }
+    pair.run(Duration::from_secs(5));
+    assert_eq!(pair.current, [direct(B), direct(A)]);
+}
+
+#[test]
+fn a_path_that_died_with_the_one_in_use_is_not_taken_for_better() {
+    let mut pair = through_two_relays();
+    // A second session at the first relay, as near as the first.
+    pair.link(relayed(3), relayed(4), ms(15));
+    for (end, path) in [(0, relayed(3)), (1, relayed(4))] {
+        pair.with(end, |p, device, now| p.handle_known(device, &[path], now));
+    }
+    pair.run(ms(2000));
+    pair.cut(relayed(1), relayed(2));
+    pair.cut(relayed(3), relayed(4));
+    pair.silence(0);
+    pair.run(ms(1500));
+    assert_eq!(pair.moves(0), [(relayed(7), Why::Dead)]);
+}
+
+#[test]
 fn a_far_worse_direct_path_is_not_taken() {
     let mut pair = Pair::new();
     pair.link(relayed(1), relayed(2), ms(5));
@@ -268,6 +312,87 @@ fn who_was_told_to_follow_and_did_not_hear_follows_all_the_same() {
     pair.flights.retain(|(.., bytes)| *bytes != told);
     pair.run(ms(1500));
     assert_eq!(pair.current, [relayed(1), relayed(2)]);
+}
+
+#[test]
+fn who_hears_the_other_change_its_way_asks_its_own_at_once() {
+    let mut pair = Pair::side_by_side();
+    // Both have just proven the way that is cut now.
+    for end in [0, 1] {
+        pair.silence(end);
+    }
+    pair.run(ms(50));
+    pair.cut(direct(B), direct(A));
+    pair.run(ms(150));
+    pair.silence(0);
+    while pair.current[0] == direct(B) {
+        pair.run(ms(10));
+    }
+    pair.with(1, |p, device, now| p.handle_heard(device, relayed(2), now));
+    pair.run(ms(400));
+    assert_eq!(pair.current[1], relayed(2));
+}
+
+/// Two devices with a session through either of two relays; the first is nearer and in use.
+fn through_two_relays() -> Pair {
+    let mut pair = Pair::through_relay();
+    pair.link(relayed(7), relayed(8), ms(30));
+    for (end, path) in [(0, relayed(7)), (1, relayed(8))] {
+        pair.with(end, |p, device, now| p.handle_known(device, &[path], now));
+    }
+    pair.run(ms(2000));
+    assert_eq!(pair.current, [relayed(1), relayed(2)]);
+    pair
+}
+
+#[test]
+fn a_way_that_was_taken_back_is_left_although_it_still_answers() {
+    let mut pair = through_two_relays();
+    pair.with(0, |p, device, now| {
+        p.handle_closed(device, relayed(1), now);
+    });
+    pair.run(ms(300));
+    assert_eq!(pair.current[0], relayed(7));
+    pair.run(Duration::from_secs(10));
+    assert_eq!(pair.current[0], relayed(7));
+    let left = pair.paths[0].routes(device(1));
+    assert!(
+        left.iter().all(|route| route.path != relayed(1)),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn a_way_that_was_taken_back_and_given_again_is_good_again() {
+    let mut pair = Pair::through_relay();
+    pair.run(ms(500));
+    pair.with(0, |p, device, now| {
+        p.handle_closed(device, relayed(1), now);
+        p.handle_known(device, &[relayed(1)], now);
+    });
+    pair.run(LOST_AFTER * 2);
+    assert!(!pair.log[0].contains(&Output::Lost { device: device(1) }));
+    assert!(pair.paths[0].answers(device(1)));
+}
+
+#[test]
+fn a_relay_that_drops_long_packets_and_passes_probes_is_left() {
+    let mut pair = through_two_relays();
+    for (end, path) in [(0, relayed(1)), (1, relayed(2))] {
+        pair.links[end].get_mut(&path).unwrap().carries = 400;
+    }
+    for _ in 0..4 {
+        pair.silence(0);
+        pair.run(ms(300));
+    }
+    pair.run(ms(1000));
+    assert_eq!(pair.moves(0), [(relayed(7), Why::Dead)]);
+    // It goes on answering short probes, and is not taken again for that.
+    for _ in 0..60 {
+        pair.with(0, |p, device, now| p.handle_active(device, now));
+        pair.run(Duration::from_secs(1));
+    }
+    assert_eq!(pair.current[0], relayed(7));
 }
 
 #[test]
@@ -332,6 +457,56 @@ fn a_nat_that_changes_its_mapping_is_followed() {
     pair.with(1, |p, device, now| p.handle_heard(device, after, now));
     pair.run(ms(500));
     assert_eq!(pair.current[1], after);
+}
+
+#[test]
+fn a_relay_without_traffic_follows_a_nat_that_changes_its_mapping() {
+    // Which end 0 is behind; end 1 is its relay, and never looks for itself.
+    let mut pair = Pair::new();
+    let (before, after) = (direct("192.0.2.9:20001"), direct("192.0.2.9:30001"));
+    let relay = direct(B);
+    pair.addresses();
+    pair.link(relay, before, ms(5));
+    pair.establish(relay, before);
+    pair.with(0, |p, device, now| p.handle_kept(device, true, now));
+    pair.run(ACTIVE_FOR * 2);
+    pair.cut(relay, before);
+    pair.link(relay, after, ms(5));
+    pair.run(KEEP_EVERY * 3 / 2 + ms(1000));
+    assert_eq!(pair.current[1], after);
+    assert_eq!(pair.current[0], relay);
+}
+
+#[test]
+fn who_is_seen_elsewhere_by_one_peer_tells_all() {
+    let mut paths = Paths::new([1; 32], 1420);
+    let now = Mono::ZERO;
+    for end in [1, 2] {
+        let at = direct(&format!("192.0.2.{end}:7117"));
+        paths.handle_established(device(end), at, now);
+    }
+    let from = direct("192.0.2.1:7117");
+    let mut told = |seen: &str| {
+        while paths.poll().is_some() {}
+        let seen = PathMessage::Observed(Underlay(seen.parse().unwrap())).encode();
+        paths.handle_message(device(1), from, (&seen, seen.len()), now);
+        let mut told = BTreeSet::new();
+        while let Some(output) = paths.poll() {
+            if let Output::Send { device, bytes, .. } = output
+                && matches!(
+                    PathMessage::decode(message::decode(&bytes).unwrap().1),
+                    Ok(PathMessage::Candidates(_))
+                )
+            {
+                told.insert(device);
+            }
+        }
+        told
+    };
+    assert_eq!(told("203.0.113.7:20001"), BTreeSet::from([device(1)]));
+    assert_eq!(told("203.0.113.7:20001"), BTreeSet::new());
+    let all = BTreeSet::from([device(1), device(2)]);
+    assert_eq!(told("203.0.113.7:30001"), all);
 }
 
 #[test]

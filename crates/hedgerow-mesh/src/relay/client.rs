@@ -315,17 +315,31 @@ impl Client {
                 session,
             } => self.connected(device, number, (verdict, session)),
             RelayMessage::Incoming { session, from } => self.session(device, session, from),
-            RelayMessage::Close { session } => {
-                if let (Some(other), Some(to)) = (relay.sessions.remove(&session), relay.tunnel) {
-                    self.unlink(device, session, other);
-                    let path = Path::relayed(to, session);
-                    self.output.push_back(ClientOutput::Closed {
-                        device: other,
-                        path,
-                    });
-                }
-            }
+            RelayMessage::Close { session } => self.taken_back(device, session, now),
             RelayMessage::Open { .. } | RelayMessage::Connect(_) | RelayMessage::Keep { .. } => {}
+        }
+    }
+
+    /// A session is none any more. A relay that has just begun anew knows none of those that were wanted
+    /// and still are.
+    fn taken_back(&mut self, device: DeviceId, session: RelaySession, now: Mono) {
+        let relay = self.relays.get_mut(&device);
+        let ended = relay.and_then(|r| Some((r.sessions.remove(&session)?, r.tunnel?)));
+        let Some((other, to)) = ended else {
+            return;
+        };
+        self.unlink(device, session, other);
+        let path = Path::relayed(to, session);
+        self.output.push_back(ClientOutput::Closed {
+            device: other,
+            path,
+        });
+        let has_another = |r: &Relay| r.sessions.values().any(|end| *end == other);
+        let want = self.wants.get(&other);
+        if want.is_some_and(|w| !w.attempts.contains_key(&device))
+            && !self.relays.get(&device).is_some_and(has_another)
+        {
+            self.connect(other, device, 0, now);
         }
     }
 

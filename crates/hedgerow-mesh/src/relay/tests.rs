@@ -420,6 +420,35 @@ fn a_relay_that_restarted_is_registered_with_again() {
 }
 
 #[test]
+fn a_relay_that_restarted_joins_again_whom_it_had_joined() {
+    let mut world = World::new(&[1, 2, 100]);
+    world.know(1, 100);
+    world.know(2, 100);
+    let now = world.now;
+    world.node(1).client.handle_want(id(2), &[], now);
+    world.settle();
+    let before = world.node(1).opened.last().unwrap().1;
+    assert!(world.follow(1, before).is_some());
+    // It lost everything; its guests have sessions with it again before they missed it.
+    let relay = world.node(100);
+    (relay.server, relay.table) = (Server::new([7; 32]), BTreeMap::new());
+    relay.server.handle_role(true);
+    for device in [2, 1] {
+        world
+            .node(device)
+            .client
+            .handle_tunnel(id(100), at(100), now);
+        world.settle();
+    }
+    let after = world.node(1).opened.last().unwrap().1;
+    assert_ne!(after, before);
+    assert_eq!(
+        world.follow(1, after).map(|(device, _)| device),
+        Some(id(2))
+    );
+}
+
+#[test]
 fn messages_survive_the_wire_and_keep_their_bounds() {
     let session = RelaySession(u32::MAX);
     let many = vec![session; SESSIONS_PER_MESSAGE_MAX];

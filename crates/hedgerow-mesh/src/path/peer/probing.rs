@@ -1,0 +1,173 @@
+//! When which path of a peer is probed.
+
+use std::time::Duration;
+
+use hedgerow_model::Mono;
+use hedgerow_model::path::Path;
+
+use super::super::route::{LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, SAMPLES_ENOUGH, Standing};
+use super::super::wire::{PathMessage, Probe};
+use super::super::{
+    Common, KEEP_EVERY, LOST_AFTER, Output, RELAY_LOST_AFTER, STANDBY_EVERY, SUSPICION_EVERY,
+};
+use super::{Peer, Trouble};
+
+/// So many make one that nothing is sent by rest.
+const MISSES_STANDBY: u32 = 3;
+/// The pause after a lost probe of a path that is not suspected.
+const DOUBT_EVERY: Duration = Duration::from_millis(250);
+/// The longest pause between two rounds of probes while no path answers.
+const ROUND_MAX: Duration = Duration::from_secs(1);
+/// The pause between the first probes of a straight path that may be better than the relayed one in use.
+pub(super) const COMPARE_EVERY: Duration = Duration::from_millis(200);
+
+impl Peer {
+    pub(super) fn probe_when_due(&mut self, common: &mut Common, now: Mono) {
+        let awake = self.is_awake(now);
+        let is_relayed = !self.current.is_direct();
+        let rest_max = match self.current.to.is_loopback() {
+            true => LINK_REST_MAX,
+            false => REST_MAX,
+        };
+        let mut due: Vec<Path> = Vec::new();
+        let mut doubtful = false;
+        for route in &mut self.routes {
+            if !awake {
+                route.probe_at = Mono::NEVER;
+                continue;
+            }
+            let is_current = route.path == self.current;
+            if route.is_closed && !is_current {
+                route.probe_at = Mono::NEVER;
+                continue;
+            }
+            if route.is_alive() && route.misses > 0 {
+                doubtful |= is_current;
+                route.probe_at = route.probe_at.min(now + DOUBT_EVERY);
+                if !is_current && route.misses >= MISSES_STANDBY {
+                    route.rest(rest_max, |mean| common.random.jitter(mean), now);
+                }
+            }
+            if route.probe_at > now {
+                continue;
+            }
+            match route.standing {
+                Standing::Fresh(tries) => match PUNCH_PAUSES.get(tries) {
+                    Some(pause) => {
+                        route.standing = Standing::Fresh(tries + 1);
+                        route.probe_at = now + *pause;
+                        due.push(route.path);
+                    }
+                    None => route.rest(rest_max, |mean| common.random.jitter(mean), now),
+                },
+                Standing::Alive => {
+                    let is_mapped = route.seen.is_none_or(|seen| !common.local.contains(&seen));
+                    let keep = is_current && (self.is_kept || is_mapped);
+                    let compares = is_relayed && route.path.is_direct();
+                    let mean = match keep {
+                        true => KEEP_EVERY,
+                        false if compares && route.samples < SAMPLES_ENOUGH => COMPARE_EVERY,
+                        false => STANDBY_EVERY,
+                    };
+                    route.probe_at = now + common.random.jitter(mean);
+                    due.push(route.path);
+                }
+                Standing::Resting(_) => {
+                    due.push(route.path);
+                    route.rest(rest_max, |mean| common.random.jitter(mean), now);
+                }
+            }
+        }
+        for path in due {
+            self.probe(path, common, now);
+        }
+        if doubtful && self.trouble.is_none() {
+            self.trouble = Some(Trouble {
+                since: now,
+                next: now,
+                rounds: 0,
+            });
+            self.trouble_when_due(common, now);
+        }
+    }
+
+    /// Probes the path in use at once, all others with it from the second round on.
+    pub(super) fn trouble_when_due(&mut self, common: &mut Common, now: Mono) {
+        if !self.is_awake(now) {
+            self.trouble = None;
+        }
+        let Some(mut trouble) = self.trouble.filter(|t| t.next <= now) else {
+            return;
+        };
+        let only_current = trouble.rounds == 0;
+        let current = self.current;
+        let paths = self
+            .routes
+            .iter()
+            .filter(|r| !r.is_closed || r.path == current);
+        let paths = paths.map(|r| r.path);
+        let paths: Vec<Path> = paths.filter(|p| !only_current || *p == current).collect();
+        for path in paths {
+            self.probe(path, common, now);
+        }
+        let mut others = self.routes.iter().filter(|r| r.path != current);
+        let has_other = others.any(|r| r.is_usable(now));
+        if trouble.rounds == 1 && !has_other {
+            let device = self.device;
+            common.output.push_back(Output::Trouble { device });
+        }
+        let patience = if self.is_kept {
+            RELAY_LOST_AFTER
+        } else {
+            LOST_AFTER
+        };
+        if now.since(trouble.since) >= patience && !self.is_lost {
+            self.is_lost = true;
+            let device = self.device;
+            common.output.push_back(Output::Lost { device });
+        }
+        trouble.rounds += 1;
+        let doublings = trouble.rounds.saturating_sub(4).min(5);
+        trouble.next = now + (SUSPICION_EVERY * 2u32.pow(doublings)).min(ROUND_MAX);
+        self.trouble = Some(trouble);
+    }
+
+    pub(super) fn measure_mtu(&mut self, common: &mut Common, now: Mono) {
+        if self.trouble.is_some() || !self.is_awake(now) {
+            return;
+        }
+        let (device, current, most) = (self.device, self.current, common.mtu);
+        let number = self.next_number;
+        let Some(route) = self.route(current).filter(|r| r.round_trip.is_some()) else {
+            return;
+        };
+        route.mtu.begin_when_due(most, now);
+        if let Some(size) = route.mtu.next_size() {
+            let token = common.token();
+            route.sent(number, token, size, now);
+            let probe = Probe {
+                number,
+                token,
+                size,
+            };
+            self.next_number = number.wrapping_add(1);
+            common.send_padded(device, current, &PathMessage::Probe(probe), size);
+        }
+        self.tell_mtu(common);
+    }
+
+    pub(super) fn probe(&mut self, path: Path, common: &mut Common, now: Mono) {
+        let (number, token) = (self.next_number, common.token());
+        let Some(route) = self.route(path) else {
+            return;
+        };
+        route.sent(number, token, 0, now);
+        self.next_number = number.wrapping_add(1);
+        let probe = Probe {
+            number,
+            token,
+            size: 0,
+        };
+        common.send(self.device, Some(path), &PathMessage::Probe(probe));
+    }
+}
