@@ -20,3 +20,4 @@ mod restore;
 mod seen;
 mod table;
 mod tls;
+mod ways;

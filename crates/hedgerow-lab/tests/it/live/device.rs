@@ -38,9 +38,15 @@ impl<'p> Device<'p> {
     /// Plugs a device in and writes its agent's configuration.
     pub(crate) fn plug(plot: &'p Plot, name: &str, site: &str, host: u8) -> Result<Self> {
         let underlay = Ipv4Addr::new(10, 77, if site == "s1" { 1 } else { 2 }, host);
+        let device = Self::unplugged(plot, name)?;
+        plot.plug(&device.namespace, underlay.into())?;
+        Ok(device)
+    }
+
+    /// Makes a device that hangs on no wire yet, and writes its agent's configuration.
+    pub(crate) fn unplugged(plot: &'p Plot, name: &str) -> Result<Self> {
         let namespace = plot.namespace(name);
         plot.lab.namespace(&namespace)?;
-        plot.plug(&namespace, underlay)?;
         let directory = plot.lab.path(&format!("agents/{name}/agent.toml"))?;
         let directory = directory.with_file_name("");
         fs::create_dir_all(directory.join("service"))?;
@@ -58,7 +64,7 @@ impl<'p> Device<'p> {
             name: name.to_owned(),
             namespace,
             directory,
-            clock: (plot.clock(), Monotonic::Moves),
+            clock: (plot.clock(), plot.clocks),
             supervisor: AtomicU32::new(0),
         })
     }
@@ -170,6 +176,20 @@ impl<'p> Device<'p> {
         supervise::state(&self.directory.join("service/state.json"))
     }
 
+    /// Kills the agent without warning, and keeps it dead until [`Self::revive`].
+    pub(crate) fn kill_for_good(&self) -> Result<()> {
+        fs::write(self.directory.join("service/hold"), "")?;
+        let pid = self.service()?.pid.context("the agent does not run")?;
+        process::signal(pid, Signal::KILL);
+        process::wait_end(pid, Duration::from_secs(5))
+    }
+
+    /// Lets the agent be started again; returns when it is ready.
+    pub(crate) fn revive(&self) -> Result<()> {
+        fs::remove_file(self.directory.join("service/hold"))?;
+        self.wait_ready()
+    }
+
     /// Kills the agent without warning; returns when the supervisor knows, which starts it again.
     pub(crate) fn kill(&self) -> Result<()> {
         let pid = self.service()?.pid.context("the agent does not run")?;
@@ -235,11 +255,12 @@ impl<'p> Device<'p> {
 
     /// Returns how many bytes a program of [`Self::spawn`] has printed.
     pub(crate) fn printed(&self, log: &str) -> Result<u64> {
-        let path = self
-            .plot
-            .lab
-            .path(&format!("logs/{}-{log}.log", self.name))?;
-        Ok(fs::metadata(path).map_or(0, |m| m.len()))
+        Ok(fs::metadata(self.log_file(log)?).map_or(0, |m| m.len()))
+    }
+
+    /// Returns the file that a program of [`Self::spawn`] prints into.
+    pub(crate) fn log_file(&self, log: &str) -> Result<PathBuf> {
+        self.plot.lab.path(&format!("logs/{}-{log}.log", self.name))
     }
 
     /// Starts an echo server on port 9000, and on 8080 a web server whose page never ends.

@@ -11,7 +11,7 @@
 //! all of them while they run.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -28,7 +28,10 @@ use super::device::Device;
 use super::disks::SmallDisk;
 
 /// Where the controller listens.
-const CENTRAL: &str = "10.77.0.2:7443";
+const CENTRAL: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+const CENTRAL_PORT: u16 = 7443;
+/// An address is good at once: nobody else could have it.
+const AT_ONCE: &str = "net.ipv6.conf.default.accept_dad=0";
 /// How long the controller may take to answer after a start.
 const START: Duration = Duration::from_secs(30);
 /// How long the fleet may take to have a change in every kernel.
@@ -96,6 +99,8 @@ pub(crate) struct Plot {
     name: &'static str,
     /// Seconds by which the plot's clock is ahead of the machine's.
     ahead: AtomicI64,
+    /// What the clocks of its daemons do.
+    pub(crate) clocks: Monotonic,
     /// Others may load the machine as well, but nobody measures it.
     _machine: RwLockReadGuard<'static, ()>,
 }
@@ -103,6 +108,10 @@ pub(crate) struct Plot {
 impl Plot {
     /// Builds the wires of a plot, without a controller.
     pub(crate) fn wired(name: &'static str) -> Result<Self> {
+        Self::wired_with(name, Monotonic::Moves, CENTRAL.into())
+    }
+
+    fn wired_with(name: &'static str, clocks: Monotonic, central_at: IpAddr) -> Result<Self> {
         let machine = crate::MACHINE.read();
         let lab = Lab::open(&format!("live-{name}"))?;
         lab.wipe()?;
@@ -110,27 +119,50 @@ impl Plot {
             lab,
             name,
             ahead: AtomicI64::new(0),
+            clocks,
             _machine: machine.unwrap_or_else(PoisonError::into_inner),
         };
         plot.advance(0)?;
         let router = plot.namespace("router");
         plot.lab.namespace(&router)?;
-        plot.tool(&router, &["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
+        let (v4, v6) = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1");
+        plot.tool(&router, &["sysctl", "-qw", v4, v6, AT_ONCE])?;
         for network in 0..3 {
-            let (bridge, gateway) = (format!("sw{network}"), format!("10.77.{network}.1/24"));
+            let bridge = format!("sw{network}");
+            let gateway = match central_at {
+                IpAddr::V4(_) => format!("10.77.{network}.1/24"),
+                IpAddr::V6(_) => format!("fd77:{network}::1/64"),
+            };
             plot.tool(&router, &["ip", "link", "add", &bridge, "type", "bridge"])?;
             plot.tool(&router, &["ip", "address", "add", &gateway, "dev", &bridge])?;
             plot.tool(&router, &["ip", "link", "set", &bridge, "up"])?;
         }
         let central = plot.namespace("central");
         plot.lab.namespace(&central)?;
-        plot.plug(&central, Ipv4Addr::new(10, 77, 0, 2))?;
+        plot.plug(&central, central_at)?;
         Ok(plot)
     }
 
     /// Builds a plot whose controller runs, with sites s1 and s2.
     pub(crate) fn open(name: &'static str) -> Result<Self> {
-        let plot = Self::wired(name)?;
+        Self::wired(name)?.with_central(CENTRAL.into())
+    }
+
+    /// As [`Self::open`], with the machine's own clock for all: for scenes that are measured.
+    pub(crate) fn open_in_real_time(name: &'static str) -> Result<Self> {
+        let at = CENTRAL.into();
+        Self::wired_with(name, Monotonic::Real, at)?.with_central(at)
+    }
+
+    /// As [`Self::open_in_real_time`], where nobody has an IPv4 address.
+    pub(crate) fn open_without_ipv4(name: &'static str) -> Result<Self> {
+        let at = IpAddr::V6("fd77:0::2".parse()?);
+        Self::wired_with(name, Monotonic::Real, at)?.with_central(at)
+    }
+
+    fn with_central(self, at: IpAddr) -> Result<Self> {
+        let plot = self;
+        let listen = SocketAddr::new(at, CENTRAL_PORT).to_string();
         let files = plot.files();
         let files = files.to_string_lossy();
         plot.control(&[
@@ -138,9 +170,9 @@ impl Plot {
             "--trust-domain",
             "plant.example",
             "--endpoint",
-            CENTRAL,
+            &listen,
             "--listen",
-            CENTRAL,
+            &listen,
             "--dir",
             &files,
             "--operator",
@@ -164,12 +196,19 @@ impl Plot {
         self.lab.directory().join("central/files")
     }
 
-    /// Plugs a namespace into its site's switch and raises the link.
-    pub(crate) fn plug(&self, namespace: &str, address: Ipv4Addr) -> Result<()> {
-        let [_, _, site, host] = address.octets();
-        let (port, router) = (format!("p{site}-{host}"), self.namespace("router"));
-        let (switch, cidr) = (format!("sw{site}"), format!("{address}/24"));
-        let gateway = format!("10.77.{site}.1");
+    /// Plugs a namespace into its network's switch and raises the link.
+    pub(crate) fn plug(&self, namespace: &str, address: IpAddr) -> Result<()> {
+        let (network, host, bits) = match address {
+            IpAddr::V4(v4) => (v4.octets()[2].into(), v4.octets()[3].into(), 24),
+            IpAddr::V6(v6) => (v6.segments()[1], v6.segments()[7], 64),
+        };
+        let (port, router) = (format!("p{network}-{host}"), self.namespace("router"));
+        let (switch, cidr) = (format!("sw{network}"), format!("{address}/{bits}"));
+        let gateway = match address {
+            IpAddr::V4(_) => format!("10.77.{network}.1"),
+            IpAddr::V6(_) => format!("fd77:{network}::1"),
+        };
+        self.tool(namespace, &["sysctl", "-qw", AT_ONCE])?;
         process::run(&[
             "ip", "link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", &port,
             "netns", &router,
@@ -216,11 +255,7 @@ impl Plot {
 
     /// Runs `hedgerow-control` for one order.
     pub(crate) fn control(&self, words: &[&str]) -> Result<Said> {
-        let argv = timed(
-            &program("hedgerow-control")?,
-            &self.clock(),
-            Monotonic::Moves,
-        )?;
+        let argv = timed(&program("hedgerow-control")?, &self.clock(), self.clocks)?;
         self.run(&self.namespace("central"), &strs(&argv, words), None)
     }
 
@@ -231,7 +266,7 @@ impl Plot {
 
     /// Runs the operator's tool with something on its standard input.
     pub(crate) fn hedgerow_with(&self, words: &[&str], input: Option<&str>) -> Result<Said> {
-        let mut argv = timed(&program("hedgerow")?, &self.clock(), Monotonic::Moves)?;
+        let mut argv = timed(&program("hedgerow")?, &self.clock(), self.clocks)?;
         let config = self.files().join("operator/cli.toml");
         argv.extend(["--config".to_owned(), config.to_string_lossy().into_owned()]);
         self.run(&self.namespace("central"), &strs(&argv, words), input)
@@ -334,7 +369,7 @@ impl Plot {
         let service = service.with_file_name("");
         let config = self.files().join("control.toml");
         let control = program("hedgerow-control")?;
-        let argv = timed(&control, &self.clock(), Monotonic::Moves)?;
+        let argv = timed(&control, &self.clock(), self.clocks)?;
         let words = ["run", "--config", &config.to_string_lossy()];
         let supervisor = self.supervise(
             ("central", "central"),
@@ -437,13 +472,15 @@ impl Drop for Plot {
     }
 }
 
-/// Whether a daemon's monotonic clock follows the file as well.
+/// What a daemon's clocks do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Monotonic {
-    /// Time passes.
+    /// Both follow the file: time passes.
     Moves,
-    /// Somebody sets the wall clock.
+    /// The wall clock follows the file alone: somebody sets it.
     Stays,
+    /// Both are the machine's own, and cost what they cost everywhere.
+    Real,
 }
 
 /// Sets a clock file so many seconds ahead of the machine's clock, at once for whoever reads it.
@@ -455,6 +492,9 @@ pub(crate) fn set_clock(file: &Path, ahead: i64) -> Result<()> {
 
 /// Returns the words that run a program under a clock file.
 pub(crate) fn timed(program: &str, clock: &Path, monotonic: Monotonic) -> Result<Vec<String>> {
+    if monotonic == Monotonic::Real {
+        return Ok(vec![program.to_owned()]);
+    }
     let library = fs::read_dir("/usr/lib")?
         .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
         .find(|path| path.exists())
