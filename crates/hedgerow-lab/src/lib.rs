@@ -23,6 +23,7 @@ mod entropy;
 mod fleet;
 pub mod lab;
 mod matrix;
+mod middle;
 mod plant;
 mod probe;
 pub mod process;
@@ -172,6 +173,9 @@ enum Command {
         #[arg(long)]
         key: Option<String>,
     },
+    /// Stands before a relay and passes on what it likes: an attack.
+    #[command(hide = true)]
+    Middle(middle::Middle),
     /// Tries connections: one end of a probe.
     #[command(hide = true)]
     Probe,
@@ -244,6 +248,7 @@ pub fn main() -> ExitCode {
             insider,
             key,
         } => introduce(&state, endpoint, insider.as_deref().zip(key.as_deref())),
+        Command::Middle(middle) => middle.run().map(|()| true),
         Command::Probe => probe::probe().map(|()| true),
         Command::Respond { tcp, udp } => probe::respond(&tcp, &udp).map(|()| true),
     };

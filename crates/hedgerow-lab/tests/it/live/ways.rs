@@ -3,6 +3,7 @@
 //! What is asserted is that packets pass and by which way; how long it took is printed, and never decides.
 
 mod hops;
+mod hostile;
 mod nats;
 mod six;
 
@@ -137,11 +138,17 @@ fn rules(plot: &Plot, namespace: &str, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// Loads rules for what the plot's router passes on, in a table of that name.
+/// Loads rules for what the plot's router passes on, under a name to take them back by.
 fn on_the_way(plot: &Plot, name: &str, statements: &str) -> Result<()> {
     let script = format!(
         "table inet {name} {{\nchain through {{\ntype filter hook forward priority filter;\n{statements}\n}}\n}}\n"
     );
+    rules(plot, &plot.namespace("router"), &script)
+}
+
+/// Takes back [`on_the_way`].
+fn off_the_way(plot: &Plot, name: &str) -> Result<()> {
+    let script = format!("delete table inet {name}\n");
     rules(plot, &plot.namespace("router"), &script)
 }
 
