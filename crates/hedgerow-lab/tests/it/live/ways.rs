@@ -2,6 +2,7 @@
 //!
 //! What is asserted is that packets pass and by which way; how long it took is printed, and never decides.
 
+mod copied;
 mod hops;
 mod hostile;
 mod nats;
