@@ -30,6 +30,7 @@ mod answer;
 mod ask;
 mod count;
 pub(crate) mod gossip;
+mod known;
 mod links;
 mod peers;
 mod status;

@@ -317,6 +317,8 @@ impl Daemon {
 
     /// Tells the controller where this device is reached, and through which relays.
     pub(super) fn tell_whereabouts(&mut self) {
+        let now = self.clock.now();
+        self.plan_record(now);
         let mut endpoints = self.endpoints();
         let (seen, relays) = self.state.whereabouts();
         for endpoint in seen {

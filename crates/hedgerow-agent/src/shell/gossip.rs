@@ -1,29 +1,71 @@
 //! What gossip needs of files, keys and the clock.
 
 use std::path::Path;
+use std::time::Duration;
 
 use hedgerow_identity::statement::BINDING_LIFE_MAX;
 use hedgerow_linux::disk;
+use hedgerow_model::address::Underlay;
+use hedgerow_model::id::DeviceId;
 use hedgerow_model::resource::{RESOURCE_BYTES_MAX, ResourceKind};
-use hedgerow_model::statement::{EndpointRecord, RECORD_ENDPOINTS_MAX};
-use hedgerow_model::{Now, Wall};
+use hedgerow_model::statement::{EndpointRecord, RECORD_ENDPOINTS_MAX, RECORD_RELAYS_MAX};
+use hedgerow_model::{Mono, Now, Wall};
 use hedgerow_sync::message::HandUp;
 use serde_json::{Value, json};
 
 use super::run::Daemon;
 use crate::failure::chain;
 
+/// How soon a change of where this device is reached is signed.
+const RECORD_WITHIN: Duration = Duration::from_secs(5);
+
 impl Daemon {
+    /// Plans to sign anew where this device may be reached; what changes within a moment is one record.
+    pub(super) fn plan_record(&mut self, now: Now) {
+        self.record_at = self.record_at.min(now.mono + RECORD_WITHIN);
+    }
+
+    /// Signs where this device may be reached if that is not what the last record says.
+    pub(super) fn renew_record(&mut self, now: Now) {
+        self.record_at = Mono::NEVER;
+        let Some((sequence, endpoints, relays)) = &self.record else {
+            return;
+        };
+        if (endpoints, relays) != (&self.reached_at(), &self.reached_through()) {
+            let sequence = now.wall.secs().max(sequence.saturating_add(1));
+            self.sign_record(sequence, now);
+        }
+    }
+
+    fn reached_at(&self) -> Vec<Underlay> {
+        let mut endpoints = self.endpoints();
+        for seen in self.state.whereabouts().0 {
+            if !endpoints.contains(&seen) {
+                endpoints.push(seen);
+            }
+        }
+        endpoints.truncate(RECORD_ENDPOINTS_MAX);
+        endpoints
+    }
+
+    fn reached_through(&self) -> Vec<DeviceId> {
+        let mut relays = self.state.whereabouts().1;
+        relays.truncate(RECORD_RELAYS_MAX);
+        relays
+    }
+
     /// Signs where this device may be reached, for relays to tell who asks.
     pub(super) fn sign_record(&mut self, sequence: u64, now: Now) {
-        let mut endpoints = self.endpoints();
-        endpoints.truncate(RECORD_ENDPOINTS_MAX);
+        let last = self.record.as_ref().map_or(0, |(last, _, _)| *last);
+        let sequence = sequence.max(last.saturating_add(1));
+        let (endpoints, relays) = (self.reached_at(), self.reached_through());
+        self.record = Some((sequence, endpoints.clone(), relays.clone()));
         let record = EndpointRecord {
             id: self.state.ticket().id,
             sequence,
             not_after_secs: sequence.saturating_add(BINDING_LIFE_MAX.as_secs()),
             endpoints,
-            relays: Vec::new(),
+            relays,
         };
         match self.identities.sign_record(self.state.ticket(), &record) {
             Ok(signed) => self.state.handle_record(&signed, now),

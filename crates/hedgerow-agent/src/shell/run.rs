@@ -16,6 +16,7 @@ use hedgerow_linux::{disk, nft, process, tunnel};
 use hedgerow_mesh::Mesh;
 use hedgerow_model::address::{OverlayAddresses, Underlay};
 use hedgerow_model::event::{Event, EventKind};
+use hedgerow_model::id::DeviceId;
 use hedgerow_model::ruleset::Askers;
 use hedgerow_model::{Mono, Now};
 use hedgerow_sync::{AgentSession, Backoff};
@@ -141,6 +142,9 @@ pub(crate) struct Daemon {
     pub(super) captures: usize,
     pub(super) waiting: Waiting,
     pub(super) links: RelayLinks,
+    /// Sequence, endpoints and relays of the endpoint record signed last.
+    pub(super) record: Option<(u64, Vec<Underlay>, Vec<DeviceId>)>,
+    pub(super) record_at: Mono,
 }
 
 /// Everything on disk that a state begins with.
@@ -400,6 +404,8 @@ impl Daemon {
             captures: 0,
             waiting: Waiting::default(),
             links,
+            record: None,
+            record_at: Mono::NEVER,
         }
     }
 
@@ -541,6 +547,9 @@ impl Daemon {
         if now.mono >= self.addresses_at {
             self.look_at_addresses(now);
         }
+        if now.mono >= self.record_at {
+            self.renew_record(now);
+        }
         if now.mono >= self.names_at {
             self.look_up_names(now);
         }
@@ -570,6 +579,7 @@ impl Daemon {
             (self.names_at, "names"),
             (self.metrics_at, "metrics"),
             (self.addresses_at, "addresses"),
+            (self.record_at, "endpoint record"),
         ]
         .into_iter()
         .min_by_key(|(at, _)| *at)

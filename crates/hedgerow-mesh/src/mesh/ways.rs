@@ -8,7 +8,7 @@ use hedgerow_model::path::Path;
 use hedgerow_model::statement::{PeerQuery, Ticket};
 
 use super::{Mesh, Resolved, View};
-use crate::lookup::{self, Found, LookupMessage, Lookups};
+use crate::lookup::{self, LookupMessage, Lookups};
 use crate::output::{Output, Refusal, TunnelOrder};
 use crate::path::{self, Paths};
 use crate::relay::{self, Client, ClientOutput, RelayMessage, Server, ServerOutput};
@@ -134,7 +134,7 @@ impl Mesh {
                 None
             }
             MessageKind::Relay => refused(self.relay_message(device, content, view.now.mono)),
-            MessageKind::Lookup => refused(self.lookup_message(device, content, view.now.mono)),
+            MessageKind::Lookup => refused(self.lookup_message(device, content, view)),
             MessageKind::PostQuantum | MessageKind::Membership | MessageKind::Items => {
                 self.handle_gossip(device, (kind, content), view).err()
             }
@@ -157,11 +157,11 @@ impl Mesh {
         true
     }
 
-    fn lookup_message(&mut self, device: DeviceId, content: &[u8], now: Mono) -> bool {
+    fn lookup_message(&mut self, device: DeviceId, content: &[u8], view: View<'_>) -> bool {
         match LookupMessage::decode(content) {
             Ok(LookupMessage::Ask { number, query }) => {
-                if self.ways.lookups.may_answer(device, now) {
-                    let found = self.known_as(query);
+                if self.ways.lookups.may_answer(device, view.now.mono) {
+                    let found = self.known_as(query, view);
                     self.ways.lookups.answer(device, number, found);
                 }
                 true
@@ -172,35 +172,6 @@ impl Mesh {
             }
             Err(_) => false,
         }
-    }
-
-    /// Returns what this device knows about another, for who asks.
-    fn known_as(&self, query: PeerQuery) -> Option<Found> {
-        let memory = match query {
-            PeerQuery::Device(device) => self.memories.get(device),
-            PeerQuery::Address(address) => self.memories.by_address(address),
-        }?;
-        let peer = self.peers.get(memory.device);
-        let now_at = peer.and_then(|p| p.endpoint).filter(Path::is_direct);
-        let now_at = now_at.map(|p| p.to).filter(|to| !to.is_loopback());
-        let mut endpoints: Vec<Underlay> = now_at.into_iter().collect();
-        for endpoint in &memory.endpoints {
-            if !endpoints.contains(endpoint) {
-                endpoints.push(*endpoint);
-            }
-        }
-        endpoints.truncate(lookup::ANSWER_ENDPOINTS_MAX);
-        let here = self.ways.server.is_registered(memory.device);
-        let own = self.own.as_ref().filter(|_| here).map(super::Own::device);
-        let others = peer.map(|p| p.relays.as_slice());
-        let others = others.unwrap_or_else(|| memory.relays());
-        let others = others.iter().copied().filter(|r| Some(*r) != own);
-        let relays = own.into_iter().chain(others).take(path::RELAYS_MAX);
-        Some(Found {
-            ticket: memory.ticket.clone(),
-            endpoints,
-            relays: relays.collect(),
-        })
     }
 
     /// Notes what a verified ticket says about relaying.

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hedgerow_identity::key::{SoftwareEd25519, SoftwareP256, SoftwareP384};
-use hedgerow_identity::statement::{sign_binding, sign_revocations, sign_states, sign_ticket};
+use hedgerow_identity::statement::{
+    sign_binding, sign_endpoints, sign_revocations, sign_states, sign_ticket,
+};
 use hedgerow_identity::trust::{root_set_digest, sign_manifest};
 use hedgerow_model::Wall;
 use hedgerow_model::address::{OverlayAddresses, domain_prefix};
@@ -12,8 +14,8 @@ use hedgerow_model::id::{DeviceName, Labels, Revision, SiteName, TrustDomain};
 use hedgerow_model::path::Path;
 use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{
-    Issuer, Manifest, P256Public, P384Public, Revocation, RevocationList, Revoked, Role, RoleKey,
-    Root, States,
+    EndpointRecord, Issuer, Manifest, P256Public, P384Public, Revocation, RevocationList, Revoked,
+    Role, RoleKey, Root, States,
 };
 use rand_core::{Infallible, TryCryptoRng, TryRng};
 
@@ -230,6 +232,19 @@ impl Device {
             not_after_secs: sequence + 2 * DAY,
         };
         self.binding = sign_binding(&binding, &self.identity).unwrap();
+    }
+
+    /// Signs where the device is, with its ticket: what relays hand on.
+    pub(super) fn record(&self, sequence: u64, endpoint: &str, relay: DeviceId) -> Vec<u8> {
+        let record = EndpointRecord {
+            id: self.body.id,
+            sequence,
+            not_after_secs: sequence + 3600,
+            endpoints: vec![Underlay(endpoint.parse().unwrap())],
+            relays: vec![relay],
+        };
+        let record = sign_endpoints(&record, &self.identity).unwrap();
+        crate::items::record_body(&self.ticket, &record)
     }
 
     pub(super) fn own(&self, domain: &Domain, now: Now) -> OwnIdentity {
