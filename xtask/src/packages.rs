@@ -16,6 +16,7 @@ pub(crate) const DEMO: &[(&str, &str)] = &[
     ("procps", "sysctl"),
     ("nftables", "the lab's own view of the kernel"),
     ("conntrack", "the lab's own view of sessions"),
+    ("ethtool", "makes links send datagrams one by one"),
     (
         "openssl",
         "the camera's web server, the plant's certificate",

@@ -23,7 +23,6 @@ mod entropy;
 mod fleet;
 pub mod lab;
 mod matrix;
-mod middle;
 mod plant;
 mod probe;
 pub mod process;
@@ -173,9 +172,6 @@ enum Command {
         #[arg(long)]
         key: Option<String>,
     },
-    /// Stands before a relay and passes on what it likes: an attack.
-    #[command(hide = true)]
-    Middle(middle::Middle),
     /// Tries connections: one end of a probe.
     #[command(hide = true)]
     Probe,
@@ -248,7 +244,6 @@ pub fn main() -> ExitCode {
             insider,
             key,
         } => introduce(&state, endpoint, insider.as_deref().zip(key.as_deref())),
-        Command::Middle(middle) => middle.run().map(|()| true),
         Command::Probe => probe::probe().map(|()| true),
         Command::Respond { tcp, udp } => probe::respond(&tcp, &udp).map(|()| true),
     };

@@ -139,17 +139,11 @@ fn rules(plot: &Plot, namespace: &str, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// Loads rules for what the plot's router passes on, under a name to take them back by.
+/// Loads rules for what the plot's router passes on, in a table of that name.
 fn on_the_way(plot: &Plot, name: &str, statements: &str) -> Result<()> {
     let script = format!(
         "table inet {name} {{\nchain through {{\ntype filter hook forward priority filter;\n{statements}\n}}\n}}\n"
     );
-    rules(plot, &plot.namespace("router"), &script)
-}
-
-/// Takes back [`on_the_way`].
-fn off_the_way(plot: &Plot, name: &str) -> Result<()> {
-    let script = format!("delete table inet {name}\n");
     rules(plot, &plot.namespace("router"), &script)
 }
 
