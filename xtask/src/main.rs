@@ -46,10 +46,10 @@ enum Command {
         #[arg(long)]
         from: Option<u64>,
         /// Devices of each plant.
-        #[arg(long, default_value_t = 200)]
+        #[arg(long, default_value_t = 40)]
         nodes: usize,
         /// Simulated minutes.
-        #[arg(long, default_value_t = 60)]
+        #[arg(long, default_value_t = 31)]
         minutes: u64,
         /// Uses a debug build, as the tests do.
         #[arg(long)]
@@ -128,11 +128,11 @@ fn test() -> Result<()> {
 
 fn sim(from: Option<u64>, [seeds, nodes, minutes]: [u64; 3], debug: bool) -> Result<()> {
     let mut steps = Steps::new(2);
-    let profile = if debug { "dev" } else { "release" };
+    let profile = if debug { "dev" } else { "sim" };
     steps.run("build", || {
         step::cargo(&["build", "--profile", profile, "--package", "hedgerow-lab"])
     })?;
-    let folder = if debug { "debug" } else { "release" };
+    let folder = if debug { "debug" } else { "sim" };
     let lab = target()?.join(folder).join("hedgerow-lab");
     let (lab, commit) = (
         lab.to_string_lossy().into_owned(),
@@ -140,8 +140,9 @@ fn sim(from: Option<u64>, [seeds, nodes, minutes]: [u64; 3], debug: bool) -> Res
     );
     let from = from.unwrap_or_else(step::random_seed).to_string();
     let [seeds, nodes, minutes] = [seeds, nodes, minutes].map(|n| n.to_string());
-    steps.run("simulation", || {
-        step::program(&[
+    steps.last(
+        "simulation",
+        &[
             &lab,
             "sim",
             "--seeds",
@@ -154,8 +155,8 @@ fn sim(from: Option<u64>, [seeds, nodes, minutes]: [u64; 3], debug: bool) -> Res
             &minutes,
             "--commit",
             commit.trim(),
-        ])
-    })
+        ],
+    )
 }
 
 fn tidy() -> Result<()> {

@@ -1,5 +1,6 @@
 //! Steps with progress, and the programs that they run.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -49,6 +50,18 @@ impl Steps {
             start.elapsed().as_secs()
         ));
         Ok(())
+    }
+
+    /// Becomes the program of the last step, so that what interrupts it and how it ends is its own.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub(crate) fn last(mut self, name: &str, argv: &[&str]) -> Result<()> {
+        self.done += 1;
+        say(&format!("==> [{}/{}] {name}", self.done, self.all));
+        let error = command(argv)?.exec();
+        Err(error).with_context(|| format!("cannot start {}", argv.join(" ")))
     }
 }
 

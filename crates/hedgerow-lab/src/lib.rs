@@ -125,17 +125,17 @@ enum Command {
     BenchSend,
     /// Simulates plants from seeds, and compares who reaches whom with a reference.
     Sim {
-        /// How many seeds, one after the other.
+        /// How many seeds.
         #[arg(long, default_value_t = 1)]
         seeds: u64,
         /// The first.
         #[arg(long, default_value_t = 1)]
         from: u64,
         /// Devices of each plant.
-        #[arg(long, default_value_t = 200)]
+        #[arg(long, default_value_t = 40)]
         nodes: usize,
         /// Simulated minutes.
-        #[arg(long, default_value_t = 60)]
+        #[arg(long, default_value_t = 31)]
         minutes: u64,
         /// The commit to name when a seed fails.
         #[arg(long, default_value = "COMMIT", hide = true)]

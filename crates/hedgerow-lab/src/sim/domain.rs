@@ -5,15 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 use hedgerow_identity::Verified;
 use hedgerow_identity::key::{SoftwareEd25519, SoftwareP256, SoftwareP384};
-use hedgerow_identity::statement::{sign_binding, sign_revocations, sign_ticket, verify_binding};
+use hedgerow_identity::statement::{
+    sign_binding, sign_endpoints, sign_revocations, sign_states, sign_ticket, verify_binding,
+};
 use hedgerow_identity::trust::{Trust, root_set_digest, sign_manifest};
+use hedgerow_mesh::items::record_body;
 use hedgerow_mesh::{IntroductionSecret, OwnIdentity};
 use hedgerow_model::Now;
-use hedgerow_model::address::{OverlayAddresses, domain_prefix};
+use hedgerow_model::address::{OverlayAddresses, Prefix, Underlay, domain_prefix};
 use hedgerow_model::id::{DeviceId, DeviceName, Labels, Revision, SiteName, TrustDomain};
+use hedgerow_model::program::DeviceState;
 use hedgerow_model::statement::{
-    Binding, Issuer, Manifest, P256Public, P384Public, Revocation, RevocationList, Revoked, Role,
-    RoleKey, Root, Ticket, X25519Public,
+    Binding, EndpointRecord, Issuer, Manifest, P256Public, P384Public, Revocation, RevocationList,
+    Revoked, Role, RoleKey, Root, States, Ticket, X25519Public,
 };
 
 use super::plant::Member;
@@ -30,7 +34,10 @@ pub(super) struct Domain {
     pub(super) trust: Trust,
     issuer: SoftwareP256,
     revoker: SoftwareEd25519,
+    policy: SoftwareEd25519,
     prefix: [u8; 6],
+    /// Where the overlay is, and so no path leads.
+    pub(super) pools: Vec<Prefix>,
 }
 
 impl Domain {
@@ -38,6 +45,7 @@ impl Domain {
         let root = SoftwareP384::generate(random)?;
         let issuer = SoftwareP256::generate(random)?;
         let revoker = SoftwareEd25519::from_seed(&random.bytes());
+        let policy = SoftwareEd25519::from_seed(&random.bytes());
         let roots = vec![Root {
             key: P384Public(root.public().0),
             certificate: Vec::new(),
@@ -56,10 +64,16 @@ impl Domain {
                 site: None,
                 not_after_secs: NOON + 365 * DAY,
             }],
-            role_keys: vec![RoleKey {
-                role: Role::Revocation,
-                key: revoker.public(),
-            }],
+            role_keys: vec![
+                RoleKey {
+                    role: Role::Policy,
+                    key: policy.public(),
+                },
+                RoleKey {
+                    role: Role::Revocation,
+                    key: revoker.public(),
+                },
+            ],
             genesis,
         };
         let trust = Trust::pinned(genesis, &sign_manifest(&manifest, &[&root])?)?;
@@ -71,7 +85,9 @@ impl Domain {
             trust,
             issuer,
             revoker,
+            policy,
             prefix: octets.first_chunk().copied().unwrap_or_default(),
+            pools: vec![domain_prefix(&genesis)],
         })
     }
 
@@ -122,6 +138,22 @@ impl Domain {
             .trust
             .verify_revocations(&sign_revocations(&list, &self.revoker)?)?)
     }
+
+    /// Signs the list of everyone in quarantine now.
+    pub(super) fn states(&self, number: u64, contained: &[DeviceId]) -> Result<Verified<States>> {
+        let entry = |device: &DeviceId| (*device, DeviceState::Quarantine);
+        let mut states = States {
+            revision: Revision {
+                timeline: 1,
+                number,
+            },
+            entries: contained.iter().map(entry).collect(),
+        };
+        states.entries.sort();
+        Ok(self
+            .trust
+            .verify_states(&sign_states(&states, &self.policy)?)?)
+    }
 }
 
 /// One device's secrets and statements.
@@ -165,6 +197,19 @@ impl Device {
             introduction,
             sequence: 0,
         })
+    }
+
+    /// Signs where it may be reached, as the agent does with each key.
+    pub(super) fn record(&self, at: Underlay) -> Result<Vec<u8>> {
+        let record = EndpointRecord {
+            id: self.id,
+            sequence: self.sequence,
+            not_after_secs: self.sequence + BINDING_LIFE,
+            endpoints: vec![at],
+            relays: Vec::new(),
+        };
+        let signed = sign_endpoints(&record, &self.identity)?;
+        Ok(record_body(&self.ticket, &signed))
     }
 
     /// Binds a new WireGuard key.

@@ -38,6 +38,20 @@ pub(super) enum Fault {
     Probe,
     /// It must have seen by now.
     Judged,
+    /// The controller is gone; a person gives one device a signed list that revokes another.
+    HandsRevocations,
+    /// And one that puts another in quarantine.
+    HandsStates,
+    /// Everyone must have learnt of both.
+    Learnt,
+    /// Programs talk without a pause.
+    Streams,
+    /// The relay that carries most of that loses power.
+    RelayDies,
+    /// They must have gone on.
+    Streamed,
+    /// That relay is back, and everyone is released from quarantine.
+    Released,
 }
 
 /// What a device finds on its disk when it comes back.
@@ -49,14 +63,27 @@ pub(super) enum Disk {
     Lost,
 }
 
-/// One round: things break, are mended, settle, and are judged.
-const ROUND: Duration = Duration::from_secs(720);
+/// One round: things break, are mended, settle, and are judged; then, in a whole network, the controller
+/// dies, lists are given by hand, and a relay dies under load.
+const ROUND: Duration = Duration::from_secs(900);
 const BREAKING: Duration = Duration::from_secs(300);
 const MENDED: Duration = Duration::from_secs(360);
 const PROBED: Duration = Duration::from_secs(520);
 /// Whoever came back with an empty disk is known to others by a key that it does not have any more: a
 /// tunnel tries that for 90 s, and only then its peer is looked for anew.
 const JUDGED: Duration = Duration::from_secs(700);
+/// What happens once the controller is gone, and when.
+const DARK: [(Duration, Fault); 9] = [
+    (Duration::from_secs(705), Fault::ControllerDies),
+    (Duration::from_secs(715), Fault::HandsRevocations),
+    (Duration::from_secs(735), Fault::HandsStates),
+    (Duration::from_secs(765), Fault::Learnt),
+    (Duration::from_secs(770), Fault::Streams),
+    (Duration::from_secs(785), Fault::RelayDies),
+    (Duration::from_secs(830), Fault::Streamed),
+    (Duration::from_secs(840), Fault::ControllerReturns),
+    (Duration::from_secs(840), Fault::Released),
+];
 
 /// Draws the faults of a run, in their order.
 pub(super) fn draw(plant: &Plant, length: Duration, random: &mut Random) -> Vec<(Mono, Fault)> {
@@ -125,4 +152,5 @@ fn round(plant: &Plant, start: Mono, random: &mut Random, all: &mut Vec<(Mono, F
     }
     all.push((start + PROBED, Fault::Probe));
     all.push((start + JUDGED, Fault::Judged));
+    all.extend(DARK.map(|(after, fault)| (start + after, fault)));
 }

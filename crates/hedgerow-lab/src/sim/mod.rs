@@ -6,7 +6,7 @@
 //!             ▼                                  ▼
 //!  queue ─▶ world ◀──▶ node: the product's mesh and tunnel machines ◀──▶ network: loss, delay, NATs, cuts
 //!             │
-//!             └──▶ reference: who must reach whom ──▶ findings
+//!             └──▶ judge ◀── reference: who must reach whom ──▶ findings, figures
 //! ```
 //!
 //! Every device runs `hedgerow_mesh::Mesh` and `hedgerow_linux::tunnel::core::Core` themselves; only wires,
@@ -16,34 +16,48 @@
 //!
 //! - Everything follows from the seed: the same seed gives the same trace, on every machine.
 //! - The reference is written apart and sees the plant and the faults, never a machine.
-//! - Checked at every step: nobody gets a packet of a device that policy keeps apart or that it knows to be
-//!   revoked, and no introduction moves an endpoint. Checked once per round, when everything is mended and had
-//!   time: who must reach whom does, who must not does not, no table is above its bound.
+//! - Checked at every step: nobody gets a packet of a device that policy keeps apart, that it knows to be
+//!   revoked, or in another's name; none passes to or from a strict device before a pre-shared key; no
+//!   introduction moves an endpoint; nobody loses a peer for good who is neither revoked nor in quarantine.
+//! - Checked once per round, when everything is mended and had time: who must reach whom does, directly or
+//!   through one relay or two, who must not does not, no table is above its bound, gossip is little. Then, with
+//!   the controller dead: a list given to one device is everywhere, and what a dying relay carried goes on.
+//! - Membership is nowhere in the reference: what gossip says of a relay changes nobody's reach.
 //!
 //! # Not here
 //!
 //! Kernel tables, the controller's protocol and the agent's shell: the lab has the real ones.
 
+mod controller;
 mod domain;
 mod faults;
+mod figures;
+mod hostile;
+mod judge;
 mod network;
 mod node;
+mod packet;
 mod plant;
 mod random;
 mod reference;
+mod seeds;
+mod translate;
 mod world;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::Result;
 use hedgerow_model::Mono;
 
-use crate::clock;
 use crate::screen::Screen;
+pub(crate) use seeds::many;
+
+use figures::Figures;
 use reference::Expected;
 use world::World;
 
@@ -71,6 +85,7 @@ pub(crate) struct Outcome {
     judged: BTreeMap<Expected, u64>,
     /// Most peers of one device.
     pub(crate) peers_most: usize,
+    pub(crate) figures: Figures,
     /// What is wrong; the first few.
     pub(crate) findings: Vec<String>,
     /// How many are wrong.
@@ -87,9 +102,23 @@ impl Outcome {
             packets: 0,
             judged: BTreeMap::new(),
             peers_most: 0,
+            figures: Figures::default(),
             findings: Vec::new(),
             found: 0,
         }
+    }
+
+    /// Says what was judged and measured.
+    fn tell(&self, screen: Screen) {
+        screen.say(&format!(
+            "  flows: {} must directly, {} by a relay, {} by two, {} must not, {} may",
+            self.judged(Expected::Reaches),
+            self.judged(Expected::ReachesRelayed),
+            self.judged(Expected::ReachesOverTwo),
+            self.judged(Expected::Refused),
+            self.judged(Expected::Open),
+        ));
+        screen.say(&self.figures.text());
     }
 
     fn judged(&self, expected: Expected) -> u64 {
@@ -97,61 +126,11 @@ impl Outcome {
     }
 }
 
-/// Runs one seed.
+/// Runs one seed; `None` when it was told to stop.
 ///
 /// # Errors
 ///
 /// When the plant itself cannot be made: a fault of the simulator.
-pub(crate) fn run(shape: Shape, progress: impl FnMut(Mono)) -> Result<Outcome> {
+fn run(shape: Shape, progress: impl FnMut(Mono) -> ControlFlow<()>) -> Result<Option<Outcome>> {
     World::new(shape)?.run(progress)
-}
-
-/// Runs some seeds one after the other; a failure prints the command that repeats it.
-///
-/// # Errors
-///
-/// When a plant cannot be made.
-pub(crate) fn many(screen: Screen, first: Shape, seeds: u64, commit: &str) -> Result<bool> {
-    let mut failed = 0u64;
-    for seed in first.seed..first.seed.saturating_add(seeds) {
-        let shape = Shape { seed, ..first };
-        let start = clock::now();
-        let outcome = run(shape, |at| {
-            let secs = at.since(Mono::ZERO).as_secs();
-            if secs.is_multiple_of(600) {
-                screen.say(&format!("  seed {seed}: {} min simulated", secs / 60));
-            }
-        })?;
-        let took = clock::ms_since(start) / 1000.0;
-        screen.say(&format!(
-            "seed {seed}: {} in {took:.1} s; {} events, {} datagrams, {} packets, at most {} peers; {} flows must, {} must not; trace {:016x}",
-            if outcome.found == 0 { "clean" } else { "FAILED" },
-            outcome.events,
-            outcome.datagrams,
-            outcome.packets,
-            outcome.peers_most,
-            outcome.judged(Expected::Reaches),
-            outcome.judged(Expected::Refused),
-            outcome.trace,
-        ));
-        screen.object(&serde_json::json!({
-            "seed": seed, "nodes": shape.nodes, "found": outcome.found, "findings": outcome.findings,
-            "seconds": took, "events": outcome.events, "trace": format!("{:016x}", outcome.trace),
-        }));
-        if outcome.found > 0 {
-            failed += 1;
-            outcome
-                .findings
-                .iter()
-                .for_each(|f| screen.say(&format!("  {f}")));
-            screen.say(&format!(
-                "  {} findings; again: git checkout {commit} && cargo xtask sim --seeds 1 --from {seed} --nodes {} --minutes {}",
-                outcome.found,
-                shape.nodes,
-                shape.length.as_secs() / 60
-            ));
-        }
-    }
-    screen.say(&format!("{seeds} seeds, {failed} failed."));
-    Ok(failed == 0)
 }

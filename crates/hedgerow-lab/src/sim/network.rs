@@ -1,6 +1,6 @@
 //! The network between the devices: what is lost, late, doubled, translated or cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -109,6 +109,9 @@ const LOWEST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)
 #[derive(Debug)]
 pub(super) struct Network {
     sites: Vec<usize>,
+    /// Devices whose datagrams stay at their site.
+    sealed: BTreeSet<usize>,
+    blocked: BTreeSet<(usize, usize)>,
     routers: BTreeMap<usize, Router>,
     hosts: BTreeMap<Ipv4Addr, usize>,
     pub(super) weather: Weather,
@@ -122,7 +125,7 @@ impl Network {
     pub(super) fn new(plant: &Plant, mut random: Random) -> Self {
         let routers = plant.places.iter().enumerate();
         let routers = routers.filter_map(|(site, place)| match place {
-            Place::Open => None,
+            Place::Open | Place::Sealed => None,
             Place::Behind {
                 translation,
                 hairpin,
@@ -141,6 +144,10 @@ impl Network {
         let hosts = (0..plant.members.len()).map(|node| (ip_of(plant, node), node));
         Self {
             sites: plant.members.iter().map(|m| m.site).collect(),
+            sealed: (0..plant.members.len())
+                .filter(|node| plant.place(*node) == Place::Sealed)
+                .collect(),
+            blocked: plant.blocked.clone(),
             routers: routers.collect(),
             hosts: hosts.collect(),
             weather: Weather::FAIR,
@@ -160,7 +167,7 @@ impl Network {
         now: Mono,
     ) -> Vec<(Mono, Flight)> {
         let site = self.site(node);
-        let Some((src, far)) = self.leave(site, from, to, now) else {
+        let Some((src, far)) = self.leave(node, from, to, now) else {
             return Vec::new();
         };
         let weather = self.weather;
@@ -193,16 +200,21 @@ impl Network {
     /// Returns the source that the world sees, and the site where it goes.
     fn leave(
         &mut self,
-        site: usize,
+        node: usize,
         from: SocketAddr,
         to: SocketAddr,
         now: Mono,
     ) -> Option<(SocketAddr, usize)> {
+        let site = self.site(node);
         let IpAddr::V4(dst) = to.ip() else {
             return None;
         };
         let far = self.site_of(dst)?;
-        if far != site && (self.cut.contains(&site) || self.cut.contains(&far)) {
+        let stopped = self.cut.contains(&site)
+            || self.cut.contains(&far)
+            || self.sealed.contains(&node)
+            || self.blocked.contains(&(site.min(far), site.max(far)));
+        if far != site && stopped {
             return None;
         }
         let inside = is_private(dst);
@@ -287,7 +299,7 @@ fn ip_of(plant: &Plant, node: usize) -> Ipv4Addr {
     let number = u32::try_from(node).unwrap_or_default() + 1;
     match plant.place(node) {
         Place::Open => Ipv4Addr::from(0xcb00_0000 + number),
-        Place::Behind { .. } => Ipv4Addr::from(0x0a00_0000 + number),
+        Place::Behind { .. } | Place::Sealed => Ipv4Addr::from(0x0a00_0000 + number),
     }
 }
 

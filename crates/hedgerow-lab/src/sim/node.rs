@@ -3,59 +3,58 @@
 //! It does what the agent's shell does: what the mesh wants of the tunnel becomes a command, what the tunnel
 //! reports goes to the mesh. Nothing here decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use anyhow::Result;
+use hedgerow_identity::Verified;
 use hedgerow_identity::clock::TrustedClock;
 use hedgerow_identity::standing::Standing;
 use hedgerow_linux::tunnel::core::{Core, CoreConfig, Handled, OVERHEAD_BYTES, Output as Wire};
 use hedgerow_linux::tunnel::limits::INITIATIONS_PER_SECOND;
 use hedgerow_linux::tunnel::message::HEADER_BYTES;
-use hedgerow_linux::tunnel::{
-    Command, Cut, MTU_DEFAULT, PeerConfig, PresharedKey, PrivateKey, PskSlot, Rejection, Report,
-    Roaming, Secrecy, Slot, inner,
-};
-use hedgerow_mesh::psk::PskUse;
-use hedgerow_mesh::{
-    Admission, Memory, Mesh, Output, Resolved, Session, TunnelOrder, Unreachable, View,
-};
+use hedgerow_linux::tunnel::{Command, MTU_DEFAULT, PeerStatus, PrivateKey, Report, Secrecy, Slot};
+use hedgerow_mesh::items::{Item, ItemKind};
+use hedgerow_mesh::psk::PostQuantum;
+use hedgerow_mesh::{Admission, Memory, Mesh, Output, Removal, Resolved, TunnelOrder, View};
 use hedgerow_model::address::{Overlay, Underlay};
-use hedgerow_model::id::DeviceId;
-use hedgerow_model::path::Path;
-use hedgerow_model::ruleset::{Profile, Verdict};
-use hedgerow_model::statement::PeerQuery;
+use hedgerow_model::id::{DeviceId, SiteName};
+use hedgerow_model::path::{Path, is_relay};
+use hedgerow_model::statement::{PeerQuery, RevocationList, States, Ticket};
 use hedgerow_model::{Mono, Now, Wall};
 
 use super::domain::{Device, Domain, NOON};
-use super::plant::Plant;
+use super::hostile::Hostility;
+use super::network;
+use super::packet::{PACKET_BYTES, Packet, pack, unpack};
+use super::plant::{Member, Plant};
 use super::random::Random;
+use super::translate;
 
-/// Bytes of an inner packet: an IPv6 and a UDP header, and what a program says.
-const PACKET_BYTES: usize = 40 + 8 + 8;
 /// How often the trusted-time floor is written, as by the agent.
 const FLOOR_EVERY: Duration = Duration::from_secs(300);
+/// With so many relays at home, no more are asked for.
+const RELAYS_ENOUGH: usize = 2;
+/// Bytes around a message inside of the tunnel: UDP and IP, header and tag.
+const MESSAGE_OVERHEAD_BYTES: usize = 28 + 32;
 
 /// What a device wants of the world.
 #[derive(Debug)]
 pub(super) enum Effect {
     /// Send a datagram from its port.
     Send(SocketAddr, Vec<u8>),
+    /// Pass on a frame.
+    Forward(SocketAddr, Vec<u8>),
     /// Ask the controller.
     Resolve(PeerQuery),
     /// A packet came out of the tunnel.
     Deliver(Packet),
-}
-
-/// What a program said to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Packet {
-    pub(super) from: usize,
-    pub(super) to: usize,
-    pub(super) is_answer: bool,
-    pub(super) serial: u32,
+    /// A peer was removed.
+    Removed(DeviceId, Removal),
+    /// Gossip brought a newer list.
+    Learnt,
 }
 
 struct Life {
@@ -67,6 +66,9 @@ struct Life {
 pub(super) struct Node {
     pub(super) number: usize,
     pub(super) device: Device,
+    site: SiteName,
+    secrecy: Secrecy,
+    pub(super) hostility: Option<Hostility>,
     life: Option<Life>,
     disk: BTreeMap<DeviceId, Vec<u8>>,
     floor: (Option<Wall>, Mono),
@@ -78,24 +80,48 @@ pub(super) struct Node {
     pub(super) boots: u32,
     /// When it is looked after next, as the queue knows it.
     pub(super) wakes: Mono,
+    /// Relays through which it is reached.
+    pub(super) home: Vec<DeviceId>,
+    /// Peers with whom a pre-shared key was agreed in this life.
+    pub(super) keyed: BTreeSet<DeviceId>,
+    /// Bytes of membership and items that it sent.
+    pub(super) gossip_bytes: u64,
+    /// The key of its first start.
+    pub(super) first_secret: [u8; 32],
     random: Random,
 }
 
 impl Node {
-    pub(super) fn new(number: usize, device: Device, site: Standing, random: Random) -> Self {
-        Self {
+    pub(super) fn new(
+        number: usize,
+        device: Device,
+        member: &Member,
+        mut random: Random,
+    ) -> Result<Self> {
+        let site = SiteName::new(&format!("site-{}", member.site))?;
+        Ok(Self {
             number,
             device,
+            standing: Standing::new(Some(site.clone())),
+            site,
+            secrecy: match member.is_strict {
+                true => Secrecy::PostQuantum,
+                false => Secrecy::Classical,
+            },
+            hostility: member.hostility,
             life: None,
             disk: BTreeMap::new(),
             floor: (None, Mono::ZERO),
             clock: TrustedClock::new(Wall::from_secs(NOON - 86_400), None, Mono::ZERO),
-            standing: site,
             wrong: 0,
             boots: 0,
             wakes: Mono::NEVER,
+            home: Vec::new(),
+            keyed: BTreeSet::new(),
+            gossip_bytes: 0,
+            first_secret: random.bytes(),
             random,
-        }
+        })
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -111,20 +137,36 @@ impl Node {
         self.clock.now(system, mono)
     }
 
-    /// Starts, with what is on the disk.
-    pub(super) fn start(&mut self, domain: &Domain, mono: Mono) -> Result<()> {
+    fn secret(&mut self) -> PrivateKey {
+        let is_fixed = self.boots == 1 || matches!(self.hostility, Some(Hostility::SharesKey(_)));
+        PrivateKey::from_bytes(match is_fixed {
+            true => self.first_secret,
+            false => self.random.bytes(),
+        })
+    }
+
+    /// Starts, with what is on the disk. A spoofer's tunnel lets packets in another's name out.
+    pub(super) fn start(&mut self, domain: &Domain, plant: &Plant, mono: Mono) -> Result<()> {
         self.boots += 1;
+        self.home.clear();
+        self.keyed.clear();
         self.clock = TrustedClock::new(Wall::from_secs(NOON - 86_400), self.floor.0, mono);
         let now = self.now(mono);
         let mut mesh = Mesh::new(self.random.bytes());
         for bytes in self.disk.values() {
             mesh.handle_memory(Memory::decode(bytes)?);
         }
-        let secret = PrivateKey::from_bytes(self.random.bytes());
+        if self.secrecy == Secrecy::PostQuantum {
+            mesh.set_post_quantum(PostQuantum::Strict);
+        }
+        let secret = self.secret();
         let own = self.device.bind(domain, secret.public(), now)?;
         let mut entropy = self.random.fork();
         let core = CoreConfig {
-            addresses: self.device.addresses,
+            addresses: match self.hostility {
+                Some(Hostility::Spoofs(victim)) => domain.addresses(victim),
+                _ => self.device.addresses,
+            },
             mtu: MTU_DEFAULT,
             private_key: secret,
             wall_floor: now.wall,
@@ -144,27 +186,61 @@ impl Node {
             now,
         };
         mesh.handle_own(own, view)?;
+        let at = Underlay(network::local_address(plant, self.number));
+        mesh.handle_local_addresses(vec![at], &domain.pools, view);
         self.life = Some(Life { mesh, core });
+        self.share(domain, mono);
+        self.tell_where(domain, at, mono)
+    }
+
+    /// Hands on the lists that are in force.
+    fn share(&mut self, domain: &Domain, mono: Mono) {
+        let revocations = self.standing.revocations().map(|l| l.bytes().to_vec());
+        let states = self.standing.states().map(|l| l.bytes().to_vec());
+        let lists = [
+            (ItemKind::Revocations, revocations),
+            (ItemKind::States, states),
+        ];
+        for (kind, bytes) in lists {
+            if let Some(bytes) = bytes {
+                self.hand_on(kind, &bytes, domain, mono);
+            }
+        }
+    }
+
+    /// What the mesh refuses to hand on stays in force here, as in the agent.
+    fn hand_on(&mut self, kind: ItemKind, bytes: &[u8], domain: &Domain, mono: Mono) {
+        self.with_mesh(domain, mono, |mesh, view| {
+            mesh.handle_item(kind, bytes, view).unwrap_or_default()
+        });
+    }
+
+    fn tell_where(&mut self, domain: &Domain, at: Underlay, mono: Mono) -> Result<()> {
+        let record = self.device.record(at)?;
+        self.hand_on(ItemKind::Endpoints, &record, domain, mono);
         Ok(())
     }
 
     /// Loses power.
     pub(super) fn stop(&mut self) {
         self.life = None;
+        self.home.clear();
+        self.keyed.clear();
         self.wakes = Mono::NEVER;
     }
 
     pub(super) fn lose_disk(&mut self) {
         self.disk.clear();
+        self.standing = Standing::new(Some(self.site.clone()));
     }
 
     /// Takes another WireGuard key.
-    pub(super) fn take_key(&mut self, domain: &Domain, mono: Mono) -> Result<()> {
+    pub(super) fn take_key(&mut self, domain: &Domain, plant: &Plant, mono: Mono) -> Result<()> {
         let now = self.now(mono);
+        let secret = self.secret();
         let Some(life) = &mut self.life else {
             return Ok(());
         };
-        let secret = PrivateKey::from_bytes(self.random.bytes());
         let own = self.device.bind(domain, secret.public(), now)?;
         self.floor = (Some(Wall::from_secs(own.binding.sequence)), mono);
         let command = Command::SetIdentityKey {
@@ -178,7 +254,8 @@ impl Node {
             now,
         };
         life.mesh.handle_own(own, view)?;
-        Ok(())
+        let at = Underlay(network::local_address(plant, self.number));
+        self.tell_where(domain, at, mono)
     }
 
     /// Hears the controller: what time it is.
@@ -189,10 +266,62 @@ impl Node {
         }
     }
 
-    pub(super) fn handle_standing_changed(&mut self, domain: &Domain, mono: Mono) {
+    /// Takes a list of revocations from wherever; returns whether it was news.
+    pub(super) fn take_revocations(
+        &mut self,
+        domain: &Domain,
+        list: &Verified<RevocationList>,
+        mono: Mono,
+    ) -> Result<bool> {
+        if list.version <= self.standing.revocation_version() {
+            return Ok(false);
+        }
+        self.standing.adopt_revocations(list.clone())?;
         self.with_mesh(domain, mono, |mesh, view| {
             mesh.handle_standing_changed(view)
         });
+        self.share(domain, mono);
+        Ok(true)
+    }
+
+    /// Takes a list of states from wherever; returns whether it was news.
+    pub(super) fn take_states(
+        &mut self,
+        domain: &Domain,
+        states: &Verified<States>,
+        mono: Mono,
+    ) -> Result<bool> {
+        if states.revision <= self.standing.states_revision() {
+            return Ok(false);
+        }
+        self.standing.adopt_states(states.clone())?;
+        let contained = self.standing.state(self.device.id).is_some();
+        self.with_mesh(domain, mono, |mesh, view| {
+            mesh.handle_standing_changed(view);
+            mesh.handle_policy_changed();
+            // In quarantine, policy grants nothing with anybody.
+            let peers = mesh.status().peers;
+            for peer in peers.iter().filter(|_| contained) {
+                mesh.handle_admitted(peer.device, Admission::Denied, view);
+            }
+        });
+        self.share(domain, mono);
+        Ok(true)
+    }
+
+    /// Takes the relays that the controller names, while it lacks some.
+    pub(super) fn handle_relays_named(&mut self, domain: &Domain, relays: &[DeviceId], mono: Mono) {
+        if self.home.len() < RELAYS_ENOUGH {
+            self.with_mesh(domain, mono, |mesh, view| {
+                mesh.handle_relays_named(relays, view);
+            });
+        }
+    }
+
+    /// Returns where it thinks that it may be reached.
+    pub(super) fn candidates(&self) -> Vec<Underlay> {
+        let life = self.life.as_ref();
+        life.map(|l| l.mesh.own_candidates()).unwrap_or_default()
     }
 
     pub(super) fn handle_resolved(
@@ -203,21 +332,24 @@ impl Node {
         mono: Mono,
     ) {
         self.with_mesh(domain, mono, |mesh, view| {
-            mesh.handle_resolved(query, answer, view)
+            mesh.handle_resolved(query, answer, view);
         });
     }
 
-    fn with_mesh(&mut self, domain: &Domain, mono: Mono, f: impl FnOnce(&mut Mesh, View<'_>)) {
+    fn with_mesh<T>(
+        &mut self,
+        domain: &Domain,
+        mono: Mono,
+        f: impl FnOnce(&mut Mesh, View<'_>) -> T,
+    ) -> Option<T> {
         let now = self.now(mono);
-        let Some(life) = &mut self.life else {
-            return;
-        };
+        let life = self.life.as_mut()?;
         let view = View {
             trust: &domain.trust,
             standing: &self.standing,
             now,
         };
-        f(&mut life.mesh, view);
+        Some(f(&mut life.mesh, view))
     }
 
     /// Takes a datagram from the network; returns the packet in it, or where a relay passes it on.
@@ -231,7 +363,7 @@ impl Node {
         let life = self.life.as_mut()?;
         match life.core.handle_datagram(Underlay(from), &mut bytes, now) {
             Handled::Deliver(range) => unpack(bytes.get(range)?).map(Effect::Deliver),
-            Handled::Forward(to) => Some(Effect::Send(to.0, bytes)),
+            Handled::Forward(to) => Some(Effect::Forward(to.0, bytes)),
             Handled::Done => None,
         }
     }
@@ -253,6 +385,17 @@ impl Node {
             .handle_inner_packet(&mut buffer, PACKET_BYTES, now)?;
         buffer.truncate(sealed.len);
         Some((sealed.to.0, buffer))
+    }
+
+    /// Begins a handshake with every peer.
+    pub(super) fn renegotiate(&mut self, mono: Mono) {
+        let now = self.now(mono);
+        if let Some(life) = &mut self.life {
+            for peer in life.mesh.status().peers {
+                let device = peer.device;
+                life.core.handle_command(Command::Rekey { device }, now);
+            }
+        }
     }
 
     /// Lets time pass where something is due.
@@ -287,276 +430,156 @@ impl Node {
         domain: &Domain,
         plant: &Plant,
         mono: Mono,
-    ) -> Option<Option<Effect>> {
-        let now = self.now(mono);
-        let life = self.life.as_mut()?;
-        let view = View {
-            trust: &domain.trust,
-            standing: &self.standing,
-            now,
+    ) -> Result<Option<Option<Effect>>> {
+        let Some(life) = self.life.as_mut() else {
+            return Ok(None);
         };
         if let Some(output) = life.mesh.poll() {
-            return Some(match output {
-                Output::Resolve { query } => Some(Effect::Resolve(query)),
-                Output::Admit { device, ticket } => {
-                    let granted = Domain::number(ticket.addresses.v6.into())
-                        .is_some_and(|other| plant.are_peers(self.number, other));
-                    let word = match granted {
-                        true => Admission::Granted,
-                        false => Admission::Denied,
-                    };
-                    life.mesh.handle_admitted(device, word, view);
-                    None
-                }
-                Output::Remember(memory) => {
-                    self.disk.insert(memory.device, memory.encode());
-                    None
-                }
-                Output::Forget(device) => {
-                    self.disk.remove(&device);
-                    None
-                }
-                output @ (Output::Send { .. }
-                | Output::SetPeer { .. }
-                | Output::Tunnel(_)
-                | Output::ForgetOldKey { .. }
-                | Output::Release { .. }
-                | Output::Reject { .. }
-                | Output::RemovePeer { .. }
-                | Output::PathChanged { .. }
-                | Output::PathLost { .. }
-                | Output::HomeRelays { .. }
-                | Output::OpenLink { .. }
-                | Output::CloseLink { .. }
-                | Output::PskFailed { .. }
-                | Output::ItemArrived { .. }
-                | Output::ItemForked { .. }
-                | Output::Member { .. }
-                | Output::Refused { .. }) => {
-                    commands(output)
-                        .into_iter()
-                        .for_each(|c| life.core.handle_command(c, now));
-                    None
-                }
-            });
+            return self.obey(output, domain, plant, mono).map(Some);
         }
-        match life.core.poll()? {
-            Wire::Send { to, bytes, .. } | Wire::PassOn { to, bytes, .. } => {
-                Some(Some(Effect::Send(to.0, bytes)))
-            }
-            Wire::Deliver(bytes) => Some(unpack(&bytes).map(Effect::Deliver)),
+        let Some(wire) = life.core.poll() else {
+            return Ok(None);
+        };
+        Ok(Some(match wire {
+            Wire::Send { to, bytes, .. } => Some(Effect::Send(to.0, bytes)),
+            Wire::PassOn { to, bytes, .. } => Some(Effect::Forward(to.0, bytes)),
+            Wire::Deliver(bytes) => unpack(&bytes).map(Effect::Deliver),
             Wire::Report(report) => {
-                report_to(&mut life.mesh, report, view);
-                Some(None)
+                if let Report::Established {
+                    device, psk: true, ..
+                } = &report
+                {
+                    self.keyed.insert(*device);
+                }
+                self.with_mesh(domain, mono, |mesh, view| {
+                    translate::report_to(mesh, report, view);
+                });
+                None
+            }
+        }))
+    }
+
+    fn obey(
+        &mut self,
+        output: Output,
+        domain: &Domain,
+        plant: &Plant,
+        mono: Mono,
+    ) -> Result<Option<Effect>> {
+        let mut effect = None;
+        match &output {
+            Output::Resolve { query } => return Ok(Some(Effect::Resolve(*query))),
+            Output::Admit { device, ticket } => {
+                let word = self.admission(plant, ticket);
+                self.with_mesh(domain, mono, |mesh, view| {
+                    mesh.handle_admitted(*device, word, view);
+                });
+            }
+            Output::Remember(memory) => {
+                self.disk.insert(memory.device, memory.encode());
+            }
+            Output::Forget(device) => {
+                self.disk.remove(device);
+            }
+            Output::HomeRelays { relays } => self.home.clone_from(relays),
+            Output::ItemArrived { item, .. } => return self.take_item(item, domain, mono),
+            Output::RemovePeer { device, reason, .. } => {
+                self.keyed.remove(device);
+                effect = Some(Effect::Removed(*device, *reason));
+            }
+            Output::Tunnel(TunnelOrder::SendMessage { bytes, .. })
+                if matches!(bytes.first(), Some(4 | 5)) =>
+            {
+                let bytes = bytes.len() + MESSAGE_OVERHEAD_BYTES;
+                self.gossip_bytes += u64::try_from(bytes).unwrap_or_default();
+            }
+            Output::Tunnel(_)
+            | Output::Send { .. }
+            | Output::SetPeer { .. }
+            | Output::ForgetOldKey { .. }
+            | Output::Release { .. }
+            | Output::Reject { .. }
+            | Output::PathChanged { .. }
+            | Output::PathLost { .. }
+            | Output::OpenLink { .. }
+            | Output::CloseLink { .. }
+            | Output::PskFailed { .. }
+            | Output::ItemForked { .. }
+            | Output::Member { .. }
+            | Output::Refused { .. } => {}
+        }
+        let (now, secrecy) = (self.now(mono), self.secrecy);
+        if let Some(life) = &mut self.life {
+            for command in translate::commands(output, secrecy) {
+                life.core.handle_command(command, now);
             }
         }
+        Ok(effect)
+    }
+
+    /// The policy's word: what the plant grants to whoever is not in quarantine; and relay and guest are
+    /// peers whatever it grants.
+    fn admission(&self, plant: &Plant, ticket: &Ticket) -> Admission {
+        let contained = |device| self.standing.state(device).is_some();
+        let granted = Domain::number(ticket.addresses.v6.into())
+            .is_some_and(|other| plant.are_peers(self.number, other));
+        let open = granted && !contained(ticket.id) && !contained(self.device.id);
+        match open || is_relay(&ticket.labels) || plant.is_relay(self.number) {
+            true => Admission::Granted,
+            false => Admission::Denied,
+        }
+    }
+
+    fn take_item(&mut self, item: &Item, domain: &Domain, mono: Mono) -> Result<Option<Effect>> {
+        let is_news = match item {
+            Item::Revocations(list) => self.take_revocations(domain, list, mono)?,
+            Item::States(states) => self.take_states(domain, states, mono)?,
+            Item::Endpoints { .. } | Item::BundleHead(_) | Item::TreeHead(_) | Item::Beacon(_) => {
+                false
+            }
+        };
+        Ok(is_news.then_some(Effect::Learnt))
+    }
+
+    /// Returns what the tunnel holds.
+    pub(super) fn tunnel_peers(&mut self, mono: Mono) -> Vec<PeerStatus> {
+        let now = self.now(mono);
+        let Some(life) = &mut self.life else {
+            return Vec::new();
+        };
+        let (reply, answer) = sync_channel(1);
+        life.core.handle_command(Command::ListPeers { reply }, now);
+        answer.try_recv().unwrap_or_default()
     }
 
     /// Returns where the peers are with whom a session lives.
     pub(super) fn endpoints(&mut self, mono: Mono) -> BTreeMap<DeviceId, Option<Path>> {
-        let now = self.now(mono);
-        let Some(life) = &mut self.life else {
-            return BTreeMap::new();
-        };
-        let (reply, answer) = sync_channel(1);
-        life.core.handle_command(Command::ListPeers { reply }, now);
-        let list = answer.try_recv().unwrap_or_default();
-        let live = list.into_iter().filter(|p| p.session_age.is_some());
+        let list = self.tunnel_peers(mono).into_iter();
+        let live = list.filter(|p| p.session_age.is_some());
         live.map(|p| (p.device, p.endpoint)).collect()
     }
 
     pub(super) fn status(&self) -> Option<hedgerow_mesh::Status> {
         self.life.as_ref().map(|life| life.mesh.status())
     }
+
+    pub(super) fn gossip_status(&self) -> Option<hedgerow_mesh::GossipStatus> {
+        self.life.as_ref().map(|life| life.mesh.gossip_status())
+    }
+
+    pub(super) fn routes(&self, device: DeviceId) -> Vec<hedgerow_mesh::path::RouteStatus> {
+        let life = self.life.as_ref();
+        life.map(|l| l.mesh.routes(device)).unwrap_or_default()
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.secrecy == Secrecy::PostQuantum
+    }
 }
 
 /// Returns the time that a right clock shows.
 fn true_wall(mono: Mono) -> Wall {
     Wall::from_secs(NOON) + mono.since(Mono::ZERO)
-}
-
-/// Translates what the mesh wants of the tunnel, as the agent does.
-fn commands(output: Output) -> Vec<Command> {
-    match output {
-        Output::Send { to, bytes } => vec![Command::SendDatagram { to, bytes }],
-        Output::SetPeer {
-            device,
-            wireguard_key,
-            addresses,
-            endpoint,
-        } => {
-            let set = Command::SetPeer(PeerConfig {
-                device,
-                slot: Slot::Current,
-                public_key: wireguard_key,
-                addresses,
-                endpoint,
-                psk: None,
-                secrecy: Secrecy::Classical,
-                roaming: Roaming::Report,
-                keepalive: None,
-            });
-            // Who knows where the other is speaks first: the other may not know where we are.
-            let connect = endpoint.map(|_| Command::Connect { device });
-            [Some(set), connect].into_iter().flatten().collect()
-        }
-        Output::ForgetOldKey { device } => vec![Command::ForgetPeerKey {
-            device,
-            slot: Slot::Previous,
-        }],
-        Output::Tunnel(order) => vec![order_of(order)],
-        Output::Release { address } => vec![Command::Release {
-            dst: address,
-            profile: Box::new(everything()),
-        }],
-        Output::Reject { address, reason } => vec![Command::RejectQueued {
-            dst: address,
-            why: match reason {
-                Unreachable::NotAdmitted => Rejection::Prohibited,
-                Unreachable::NotReady
-                | Unreachable::Own
-                | Unreachable::Unresolved
-                | Unreachable::Refused
-                | Unreachable::NoEndpoint
-                | Unreachable::Unanswered
-                | Unreachable::Busy => Rejection::Unreachable,
-            },
-        }],
-        Output::RemovePeer { device, .. } => vec![Command::RemovePeer { device }],
-        Output::Resolve { .. }
-        | Output::Admit { .. }
-        | Output::PathChanged { .. }
-        | Output::PathLost { .. }
-        | Output::HomeRelays { .. }
-        | Output::OpenLink { .. }
-        | Output::CloseLink { .. }
-        | Output::PskFailed { .. }
-        | Output::ItemArrived { .. }
-        | Output::ItemForked { .. }
-        | Output::Member { .. }
-        | Output::Refused { .. }
-        | Output::Remember(_)
-        | Output::Forget(_) => Vec::new(),
-    }
-}
-
-fn order_of(order: TunnelOrder) -> Command {
-    match order {
-        TunnelOrder::SendMessage {
-            device,
-            via,
-            bytes,
-            measures_mtu,
-        } => Command::SendMessage {
-            device,
-            via,
-            bytes,
-            cut: match measures_mtu {
-                true => Cut::Refused,
-                false => Cut::Allowed,
-            },
-        },
-        TunnelOrder::MovePeer { device, path } => Command::MovePeer { device, path },
-        TunnelOrder::SetPathMtu { device, mtu } => Command::SetPathMtu { device, mtu },
-        TunnelOrder::SetPsk {
-            device,
-            keys,
-            psk,
-            what,
-        } => Command::SetPsk {
-            device,
-            keys: Some(keys),
-            psk: Some(PresharedKey::from_bytes(*psk.expose())),
-            slot: match what {
-                PskUse::Accept => PskSlot::Accepted,
-                PskUse::Use | PskUse::UseNow => PskSlot::Used,
-            },
-        },
-        TunnelOrder::Rekey { device } => Command::Rekey { device },
-        TunnelOrder::SetRelay { session, from, to } => Command::SetRelay { session, from, to },
-        TunnelOrder::ForgetRelay { session } => Command::ForgetRelay { session },
-    }
-}
-
-/// Tells the mesh what the tunnel saw, as the agent does.
-fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
-    match report {
-        Report::Datagram { from, bytes } => mesh.handle_datagram(from, &bytes, view),
-        Report::Wanted { dst } => mesh.handle_wanted(dst, view),
-        Report::Message {
-            device,
-            from,
-            bytes,
-        } => mesh.handle_message(device, from, &bytes, view),
-        Report::Established {
-            device,
-            endpoint,
-            psk,
-        } => {
-            mesh.handle_session(device, Session::Established(endpoint), view);
-            mesh.handle_agreed(device, psk, view);
-        }
-        Report::Roamed { device, endpoint } => {
-            mesh.handle_session(device, Session::Established(endpoint), view);
-        }
-        Report::Idle { device } => mesh.handle_session(device, Session::Idle, view),
-        Report::Unanswered { device } => mesh.handle_session(device, Session::Unanswered, view),
-        Report::HandshakeFromUnknown { public_key, .. } => {
-            mesh.handle_unknown_handshake(public_key, view);
-        }
-        Report::Heard { device, from } => mesh.handle_heard(device, from, view),
-        Report::Active { device } => mesh.handle_active(device, view),
-        Report::Silent { device } => mesh.handle_silent(device, view),
-        Report::Spoofed { .. } | Report::PeerRefused { .. } | Report::Stopped { .. } => {}
-    }
-}
-
-/// Packets between devices that policy joins pass: which of them is another machine's business.
-fn everything() -> Profile {
-    Profile {
-        inbound: Vec::new(),
-        outbound: Vec::new(),
-        inbound_default: Verdict::Accept,
-        outbound_default: Verdict::Accept,
-    }
-}
-
-/// Writes a packet: UDP over IPv6, without checksums.
-fn pack(packet: Packet, src: IpAddr, dst: IpAddr, out: &mut [u8]) -> Option<()> {
-    let (IpAddr::V6(src), IpAddr::V6(dst)) = (src, dst) else {
-        return None;
-    };
-    let mut bytes = Vec::with_capacity(PACKET_BYTES);
-    let payload = u16::try_from(PACKET_BYTES - 40).ok()?;
-    bytes.extend([0x60, 0, 0, 0]);
-    bytes.extend(payload.to_be_bytes());
-    bytes.extend([17, 64]);
-    bytes.extend(src.octets());
-    bytes.extend(dst.octets());
-    bytes.extend(40_000u16.to_be_bytes());
-    bytes.extend(5000u16.to_be_bytes());
-    bytes.extend(payload.to_be_bytes());
-    bytes.extend([0, 0]);
-    bytes.extend(packet.serial.to_be_bytes());
-    bytes.extend([u8::from(packet.is_answer), 0, 0, 0]);
-    out.get_mut(..PACKET_BYTES)?.copy_from_slice(&bytes);
-    Some(())
-}
-
-/// Reads a packet; refusals of our own tunnel are none.
-fn unpack(bytes: &[u8]) -> Option<Packet> {
-    let ends = inner::decode(bytes)?;
-    let words = bytes.get(48..PACKET_BYTES)?;
-    if bytes.get(6) != Some(&17) {
-        return None;
-    }
-    let (serial, rest) = words.split_first_chunk::<4>()?;
-    Some(Packet {
-        from: Domain::number(ends.src)?,
-        to: Domain::number(ends.dst)?,
-        is_answer: rest.first() == Some(&1),
-        serial: u32::from_be_bytes(*serial),
-    })
 }
 
 /// Returns a device's address in the overlay.

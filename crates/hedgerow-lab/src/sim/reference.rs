@@ -2,6 +2,11 @@
 //!
 //! It is written apart from what it judges, and knows nothing but the plant and what happened to it. Where
 //! neither "must" nor "must not" follows, nothing is expected.
+//!
+//! ```text
+//!  policy joins them ∧ neither is revoked, contained, dead or hostile
+//!    ∧ ( a datagram finds the way ∨ both find one relay ∨ each finds a relay and these find each other )
+//! ```
 
 use std::collections::BTreeSet;
 
@@ -10,12 +15,26 @@ use super::plant::{Place, Plant};
 /// What is expected of a flow once everything had time to settle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Expected {
-    /// A packet gets there, and its answer back.
+    /// A packet gets there, and its answer back: the first datagram finds the way.
     Reaches,
+    /// The same, and a relay has to help.
+    ReachesRelayed,
+    /// The same, and two relays have to help.
+    ReachesOverTwo,
     /// No packet gets there.
     Refused,
     /// Either.
     Open,
+}
+
+impl Expected {
+    /// Whether a packet must get there.
+    pub(super) fn is_a_must(self) -> bool {
+        matches!(
+            self,
+            Self::Reaches | Self::ReachesRelayed | Self::ReachesOverTwo
+        )
+    }
 }
 
 /// What happened so far and still holds.
@@ -23,32 +42,96 @@ pub(super) enum Expected {
 pub(super) struct Circumstances {
     pub(super) dead: BTreeSet<usize>,
     pub(super) revoked: BTreeSet<usize>,
+    /// In quarantine: neither peer nor relay of anybody.
+    pub(super) contained: BTreeSet<usize>,
+    /// Was ever: news of the release come later than the release.
+    pub(super) was_contained: BTreeSet<usize>,
 }
 
-/// Judges a flow in a plant whose network is whole and whose controller answers.
+impl Circumstances {
+    /// Whether a device is out for good or until it is released.
+    pub(super) fn is_out(&self, node: usize) -> bool {
+        self.revoked.contains(&node) || self.contained.contains(&node)
+    }
+
+    /// Whether a device takes part, and does what it should.
+    pub(super) fn is_in(&self, plant: &Plant, node: usize) -> bool {
+        let honest = |n: usize| plant.members.get(n).is_some_and(|m| m.hostility.is_none());
+        honest(node) && !self.is_out(node) && !self.dead.contains(&node)
+    }
+
+    /// Relays that can be counted on.
+    fn relays(&self, plant: &Plant) -> Vec<usize> {
+        let serves = |n: &usize| {
+            let member = plant.members.get(*n);
+            let serves = member.is_some_and(|m| m.hostility.is_none_or(|h| h.serves()));
+            plant.is_relay(*n) && serves && !self.is_out(*n) && !self.dead.contains(n)
+        };
+        (0..plant.members.len()).filter(serves).collect()
+    }
+}
+
+/// Judges a flow in a plant whose network is whole and had time to settle.
 pub(super) fn expected(plant: &Plant, now: &Circumstances, from: usize, to: usize) -> Expected {
     let permitted = match (plant.members.get(from), plant.members.get(to)) {
         (Some(a), Some(b)) => a.may_reach(b),
         _ => false,
     };
-    let is_out = |node| now.revoked.contains(&node);
-    if !plant.are_peers(from, to) || is_out(from) || is_out(to) {
+    if !plant.are_peers(from, to) || now.is_out(from) != now.is_out(to) {
         return Expected::Refused;
     }
-    if !permitted || now.dead.contains(&from) || now.dead.contains(&to) {
+    if !permitted || !now.is_in(plant, from) || !now.is_in(plant, to) || is_robbed(plant, from, to)
+    {
         return Expected::Open;
     }
-    match hears(plant, from, to) {
-        true => Expected::Reaches,
+    if finds(plant, from, to) {
+        return Expected::Reaches;
+    }
+    let relays = now.relays(plant);
+    let near: Vec<usize> = relays_of(plant, &relays, from);
+    let far: Vec<usize> = relays_of(plant, &relays, to);
+    if near.iter().any(|relay| far.contains(relay)) {
+        return Expected::ReachesRelayed;
+    }
+    let joined = |a: &usize| {
+        far.iter()
+            .any(|b| finds(plant, *a, *b) || finds(plant, *b, *a))
+    };
+    match near.iter().any(joined) {
+        true => Expected::ReachesOverTwo,
         false => Expected::Open,
     }
 }
 
+/// Whether somebody shows the key of one of the two: who is met first holds it, at each device.
+fn is_robbed(plant: &Plant, from: usize, to: usize) -> bool {
+    let victim = plant.members.iter().find_map(|m| match m.hostility {
+        Some(super::hostile::Hostility::SharesKey(victim)) => Some(victim),
+        _ => None,
+    });
+    victim.is_some_and(|victim| victim == from || victim == to)
+}
+
+/// Those of some relays that a device can begin with.
+fn relays_of(plant: &Plant, relays: &[usize], node: usize) -> Vec<usize> {
+    let found = relays.iter().filter(|relay| finds(plant, node, **relay));
+    found.copied().collect()
+}
+
+/// Whether gossip must reach a device: it takes part, and a relay that can be counted on is in its reach.
+pub(super) fn must_learn(plant: &Plant, now: &Circumstances, node: usize) -> bool {
+    let robbed = is_robbed(plant, node, node);
+    let relays = now.relays(plant);
+    let near = relays_of(plant, &relays, node);
+    now.is_in(plant, node) && !robbed && near.iter().any(|relay| *relay != node)
+}
+
 /// Whether the first datagram of one device finds the other without help.
-fn hears(plant: &Plant, from: usize, to: usize) -> bool {
-    let same_site = match (plant.members.get(from), plant.members.get(to)) {
-        (Some(a), Some(b)) => a.site == b.site,
-        _ => false,
-    };
-    same_site || plant.place(to) == Place::Open
+fn finds(plant: &Plant, from: usize, to: usize) -> bool {
+    let (near, far) = (plant.site(from), plant.site(to));
+    if near == far {
+        return true;
+    }
+    let sealed = plant.place(from) == Place::Sealed;
+    !sealed && !plant.is_blocked(near, far) && plant.place(to) == Place::Open
 }

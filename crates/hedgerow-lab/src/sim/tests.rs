@@ -12,7 +12,7 @@ fn shape(seed: u64, nodes: usize, minutes: u64) -> Shape {
 }
 
 fn clean(shape: Shape) -> Outcome {
-    let outcome = run(shape, |_| {}).unwrap();
+    let outcome = run(shape, |_| ControlFlow::Continue(())).unwrap().unwrap();
     assert!(
         outcome.found == 0,
         "seed {}, {} devices: {:#?}",
@@ -25,24 +25,40 @@ fn clean(shape: Shape) -> Outcome {
 
 #[test]
 fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
-    let one = run(shape(7, 40, 15), |_| {}).unwrap();
-    let again = run(shape(7, 40, 15), |_| {}).unwrap();
+    let traced = |seed| {
+        let outcome = run(shape(seed, 12, 16), |_| ControlFlow::Continue(()));
+        outcome.unwrap().unwrap()
+    };
+    let one = traced(7);
+    let again = traced(7);
     assert_eq!(one, again);
-    let other = run(shape(8, 40, 15), |_| {}).unwrap();
+    let other = traced(8);
     assert_ne!(one.trace, other.trace);
 }
 
 #[test]
 fn small_plants_keep_to_the_reference_whatever_breaks() {
-    for seed in 1..=8 {
-        let outcome = clean(shape(seed, 30, 28));
-        assert!(outcome.judged(Expected::Reaches) > 0, "nothing was judged");
+    let mut judged = BTreeMap::new();
+    for seed in 1..=4 {
+        let outcome = clean(shape(seed, 24, 16));
+        for (expected, count) in outcome.judged {
+            *judged.entry(expected).or_default() += count;
+        }
+    }
+    for expected in [
+        Expected::Reaches,
+        Expected::ReachesRelayed,
+        Expected::ReachesOverTwo,
+        Expected::Refused,
+    ] {
+        let count: u64 = judged.get(&expected).copied().unwrap_or_default();
+        assert!(count > 0, "nothing was judged to be {expected:?}");
     }
 }
 
 #[test]
-fn a_thousand_devices_keep_to_the_reference_for_an_hour() {
-    let outcome = clean(shape(1, 1000, 60));
-    assert!(outcome.judged(Expected::Reaches) > 1000);
-    assert!(outcome.judged(Expected::Refused) > 10);
+fn a_large_plant_keeps_to_the_reference() {
+    let outcome = clean(shape(3, 80, 16));
+    assert!(outcome.judged(Expected::Reaches) > 40);
+    assert!(outcome.judged(Expected::ReachesRelayed) > 5);
 }

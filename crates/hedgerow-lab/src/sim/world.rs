@@ -2,25 +2,29 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use hedgerow_identity::Verified;
-use hedgerow_identity::standing::Standing;
-use hedgerow_mesh::Resolved;
+use hedgerow_mesh::{Removal, Resolved};
 use hedgerow_model::Mono;
 use hedgerow_model::address::Underlay;
-use hedgerow_model::id::{DeviceId, SiteName};
-use hedgerow_model::path::Path;
-use hedgerow_model::statement::{PeerQuery, RevocationList, Revoked};
+use hedgerow_model::id::DeviceId;
+use hedgerow_model::path::RelaySession;
+use hedgerow_model::path::{Path, relay_header};
+use hedgerow_model::statement::{PeerQuery, Revoked};
 
+use super::controller::Controller;
 use super::domain::{Device, Domain};
 use super::faults::{self, Disk, Fault};
+use super::figures::Stream;
+use super::hostile::{Hostility, RENEGOTIATES_EVERY, Treatment};
 use super::network::{self, Flight, Network, Weather};
-use super::node::{Effect, Node, Packet, overlay};
+use super::node::{Effect, Node, overlay};
+use super::packet::Packet;
 use super::plant::{Flow, Plant};
 use super::random::Random;
-use super::reference::{self, Circumstances, Expected};
+use super::reference::{Circumstances, Expected};
 use super::{Outcome, Shape};
 
 /// How often a device talks to its controller.
@@ -33,6 +37,10 @@ const PROBES_EVERY: Duration = Duration::from_secs(5);
 const SPREAD: Duration = Duration::from_secs(10);
 /// Findings that are kept of one run; further ones are counted.
 const FINDINGS_MAX: usize = 20;
+/// A list that comes so long after it was given by hand comes from elsewhere.
+const URGENT_FOR: Duration = Duration::from_secs(30);
+/// First byte of a relay's frame.
+const RELAY_FRAME: u8 = hedgerow_model::path::RELAY_FRAME_FIRST;
 
 #[derive(Debug)]
 enum Event {
@@ -42,6 +50,8 @@ enum Event {
     Answered(usize, u32, PeerQuery, Option<Resolved>),
     Sends(usize),
     Probes(usize),
+    Streams(usize),
+    Renegotiates(usize),
     Happens(Fault),
 }
 
@@ -72,34 +82,34 @@ impl Ord for Entry {
 }
 
 /// What became of a flow that is probed.
-struct Probe {
-    expected: Expected,
-    arrived: bool,
-    answered: bool,
-}
-
-struct Controller {
-    is_up: bool,
-    revoked: Vec<DeviceId>,
-    list: Option<Verified<RevocationList>>,
-    registered: BTreeMap<usize, Underlay>,
+pub(super) struct Probe {
+    pub(super) expected: Expected,
+    pub(super) arrived: bool,
+    pub(super) answered: bool,
 }
 
 /// Everything.
 pub(super) struct World {
-    plant: Plant,
-    domain: Domain,
+    pub(super) plant: Plant,
+    pub(super) domain: Domain,
     network: Network,
-    nodes: Vec<Node>,
-    numbers: BTreeMap<DeviceId, usize>,
-    controller: Controller,
-    circumstances: Circumstances,
-    probes: BTreeMap<usize, Probe>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) numbers: BTreeMap<DeviceId, usize>,
+    pub(super) controller: Controller,
+    pub(super) circumstances: Circumstances,
+    pub(super) probes: BTreeMap<usize, Probe>,
+    pub(super) streams: Vec<Stream>,
+    /// Which relay died under load, and when.
+    pub(super) killed: Option<(usize, Mono)>,
+    /// When the last list was given to a device by hand.
+    pub(super) handed: Mono,
+    /// How often each device had started, and what it had gossiped, when the network was quiet.
+    pub(super) quiet: Vec<(u32, u64)>,
     queue: BinaryHeap<Reverse<Entry>>,
     serial: u64,
-    now: Mono,
-    random: Random,
-    outcome: Outcome,
+    pub(super) now: Mono,
+    pub(super) random: Random,
+    pub(super) outcome: Outcome,
 }
 
 impl World {
@@ -111,14 +121,9 @@ impl World {
         let mut nodes = Vec::with_capacity(plant.members.len());
         for (number, member) in plant.members.iter().enumerate() {
             let device = Device::new(&domain, number, member, &mut keys)?;
-            let site = SiteName::new(&format!("site-{}", member.site))?;
-            nodes.push(Node::new(
-                number,
-                device,
-                Standing::new(Some(site)),
-                random.fork(),
-            ));
+            nodes.push(Node::new(number, device, member, random.fork())?);
         }
+        share_keys(&mut nodes);
         let faults = faults::draw(&plant, shape.length, &mut random.fork());
         let numbers = nodes.iter().map(|n| (n.device.id, n.number)).collect();
         let mut world = Self {
@@ -127,14 +132,13 @@ impl World {
             domain,
             nodes,
             numbers,
-            controller: Controller {
-                is_up: true,
-                revoked: Vec::new(),
-                list: None,
-                registered: BTreeMap::new(),
-            },
+            controller: Controller::new(),
             circumstances: Circumstances::default(),
             probes: BTreeMap::new(),
+            streams: Vec::new(),
+            killed: None,
+            handed: Mono::ZERO,
+            quiet: Vec::new(),
             queue: BinaryHeap::new(),
             serial: 0,
             now: Mono::ZERO,
@@ -150,6 +154,10 @@ impl World {
             self.start(node)?;
             let at = Mono::ZERO + self.random.up_to(SPREAD);
             self.put(at, Event::Greets(node));
+            let hostility = self.nodes.get(node).and_then(|n| n.hostility);
+            if hostility == Some(Hostility::Renegotiates) {
+                self.put(at, Event::Renegotiates(node));
+            }
         }
         for flow in 0..self.plant.flows.len() {
             let at = Mono::ZERO + SPREAD + self.random.up_to(SENDS_AFTER.1);
@@ -161,8 +169,11 @@ impl World {
         Ok(())
     }
 
-    /// Runs to the end; says how it goes about once per simulated minute.
-    pub(super) fn run(mut self, mut progress: impl FnMut(Mono)) -> Result<Outcome> {
+    /// Runs to the end; says how it goes about once per simulated minute, and may be stopped then.
+    pub(super) fn run(
+        mut self,
+        mut progress: impl FnMut(Mono) -> ControlFlow<()>,
+    ) -> Result<Option<Outcome>> {
         let end = Mono::ZERO + self.outcome.shape.length;
         let mut said = Mono::ZERO;
         while let Some(Reverse(entry)) = self.queue.pop() {
@@ -173,11 +184,13 @@ impl World {
             self.outcome.events += 1;
             if self.now.since(said) >= Duration::from_secs(60) {
                 said = self.now;
-                progress(said);
+                if progress(said).is_break() {
+                    return Ok(None);
+                }
             }
             self.handle(entry.event)?;
         }
-        Ok(self.outcome)
+        Ok(Some(self.outcome))
     }
 
     fn put(&mut self, at: Mono, event: Event) {
@@ -188,53 +201,63 @@ impl World {
 
     fn handle(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Arrives(flight) => self.arrives(flight),
-            Event::Wakes(node) => self.wakes(node),
+            Event::Arrives(flight) => self.arrives(flight)?,
+            Event::Wakes(node) => self.wakes(node)?,
             Event::Greets(node) => self.greets(node)?,
             Event::Answered(node, boots, query, answer) => {
                 if let Some(n) = self.nodes.get_mut(node).filter(|n| n.boots == boots) {
                     n.handle_resolved(&self.domain, query, answer, self.now);
-                    self.settle(node);
+                    self.settle(node)?;
                 }
             }
             Event::Sends(flow) => {
-                self.sends(flow);
+                self.sends(flow)?;
                 let (least, most) = SENDS_AFTER;
                 let after = least + self.random.up_to(most.saturating_sub(least));
                 self.put(self.now + after, Event::Sends(flow));
             }
             Event::Probes(flow) => {
                 if self.probes.get(&flow).is_some_and(|p| !p.answered) {
-                    self.sends(flow);
+                    self.sends(flow)?;
                     self.put(self.now + PROBES_EVERY, Event::Probes(flow));
                 }
+            }
+            Event::Streams(stream) => self.streams_on(stream)?,
+            Event::Renegotiates(node) => {
+                if let Some(n) = self.nodes.get_mut(node) {
+                    n.renegotiate(self.now);
+                    self.settle(node)?;
+                }
+                self.put(self.now + RENEGOTIATES_EVERY, Event::Renegotiates(node));
             }
             Event::Happens(fault) => self.happens(fault)?,
         }
         Ok(())
     }
 
-    fn arrives(&mut self, flight: Flight) {
+    fn arrives(&mut self, flight: Flight) -> Result<()> {
         let Some(node) = self.network.arrive(&flight, self.now) else {
-            return;
+            return Ok(());
         };
         self.outcome.datagrams += 1;
         let first = flight.bytes.first().copied().unwrap_or_default();
         let length = u64::try_from(flight.bytes.len()).unwrap_or_default();
         self.trace(u64::from(first), node, length);
-        let is_introduction = first >= 0x80;
+        let is_introduction = first >= 0x80 && first != RELAY_FRAME;
         let Some(n) = self.nodes.get_mut(node).filter(|n| n.is_alive()) else {
-            return;
+            return Ok(());
         };
         let before = is_introduction.then(|| n.endpoints(self.now));
         let effect = n.handle_datagram(flight.src, flight.bytes, self.now);
+        // What the tunnel reports of the same datagram comes first: whose session it proves.
+        self.settle(node)?;
         if let Some(effect) = effect {
-            self.effect(node, effect);
+            self.effect(node, effect)?;
         }
-        self.settle(node);
         if let Some(before) = before {
             self.check_endpoints(node, &before);
         }
+        Ok(())
     }
 
     /// An introduction moves no endpoint: whoever overhears one can send it from anywhere.
@@ -247,40 +270,95 @@ impl World {
         }
     }
 
-    fn wakes(&mut self, node: usize) {
+    fn wakes(&mut self, node: usize) -> Result<()> {
         let Some(n) = self.nodes.get_mut(node).filter(|n| n.wakes <= self.now) else {
-            return;
+            return Ok(());
         };
         n.wakes = Mono::NEVER;
         n.handle_timeout(&self.domain, self.now);
-        self.settle(node);
+        self.settle(node)
     }
 
     /// Does what a device wants until it wants nothing, and notes when it wants to be looked after.
-    fn settle(&mut self, node: usize) {
+    pub(super) fn settle(&mut self, node: usize) -> Result<()> {
         while let Some(n) = self.nodes.get_mut(node) {
-            let Some(effect) = n.step(&self.domain, &self.plant, self.now) else {
+            let Some(effect) = n.step(&self.domain, &self.plant, self.now)? else {
                 break;
             };
             if let Some(effect) = effect {
-                self.effect(node, effect);
+                self.effect(node, effect)?;
             }
         }
         let Some(n) = self.nodes.get_mut(node) else {
-            return;
+            return Ok(());
         };
         let wakes = n.deadline().max(self.now + Duration::from_micros(100));
         if wakes < n.wakes {
             n.wakes = wakes;
             self.put(wakes, Event::Wakes(node));
         }
+        Ok(())
     }
 
-    fn effect(&mut self, node: usize, effect: Effect) {
+    fn effect(&mut self, node: usize, effect: Effect) -> Result<()> {
         match effect {
             Effect::Send(to, bytes) => self.transmit(node, to, bytes),
+            Effect::Forward(to, bytes) => self.forward(node, to, bytes),
             Effect::Resolve(query) => self.resolve(node, query),
-            Effect::Deliver(packet) => self.delivered(node, packet),
+            Effect::Deliver(packet) => self.delivered(node, packet)?,
+            Effect::Removed(device, reason) => self.check_removal(node, device, reason),
+            Effect::Learnt => {
+                let took = self.now.since(self.handed);
+                if took < URGENT_FOR {
+                    self.outcome.figures.urgent.add(took);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A relay passes a frame on; a hostile one does something else with it.
+    fn forward(&mut self, node: usize, to: std::net::SocketAddr, mut bytes: Vec<u8>) {
+        self.outcome.figures.relayed += 1;
+        let hostility = self.nodes.get(node).and_then(|n| n.hostility);
+        let treatment = hostility.map(|h| h.treat(&mut self.random));
+        match treatment {
+            None => return self.transmit(node, to, bytes),
+            Some(Treatment::After(after)) => return self.transmit_later(node, to, bytes, after),
+            Some(Treatment::Renumbers(number)) => {
+                let header = relay_header(RelaySession(number));
+                bytes.iter_mut().zip(header).for_each(|(b, h)| *b = h);
+                self.transmit(node, to, bytes);
+            }
+            Some(Treatment::Misdirects) => {
+                let other = self.random.below(self.nodes.len());
+                let to = network::local_address(&self.plant, other);
+                self.transmit(node, to, bytes);
+            }
+            Some(Treatment::Drops) => {}
+        }
+        self.outcome.figures.mistreated += 1;
+    }
+
+    /// Nobody is removed for good but who is out.
+    fn check_removal(&mut self, node: usize, device: DeviceId, reason: Removal) {
+        let Some(other) = self.numbers.get(&device).copied() else {
+            return;
+        };
+        let for_good = match reason {
+            Removal::Revoked | Removal::Held | Removal::Distrusted | Removal::Superseded => true,
+            // Whoever is in quarantine has no peers.
+            Removal::NotAdmitted => !self.circumstances.was_contained.contains(&node),
+            Removal::Expired
+            | Removal::Idle
+            | Removal::Unanswered
+            | Removal::Displaced
+            | Removal::Ourselves => false,
+        };
+        let known = &self.circumstances;
+        let is_out = known.revoked.contains(&other) || known.was_contained.contains(&other);
+        if for_good && !is_out {
+            self.find(format!("device {node} lost its peer {other}: {reason}"));
         }
     }
 
@@ -288,6 +366,19 @@ impl World {
         let from = network::local_address(&self.plant, node);
         for (at, flight) in self.network.send(node, from, to, bytes, self.now) {
             self.put(at, Event::Arrives(flight));
+        }
+    }
+
+    fn transmit_later(
+        &mut self,
+        node: usize,
+        to: std::net::SocketAddr,
+        bytes: Vec<u8>,
+        after: Duration,
+    ) {
+        let from = network::local_address(&self.plant, node);
+        for (at, flight) in self.network.send(node, from, to, bytes, self.now) {
+            self.put(at + after, Event::Arrives(flight));
         }
     }
 
@@ -301,15 +392,9 @@ impl World {
             PeerQuery::Device(device) => self.numbers.get(&device).copied(),
             PeerQuery::Address(address) => Domain::number(address.0),
         };
-        let known = other.filter(|_| self.is_connected(node)).and_then(|other| {
-            let device = &self.nodes.get(other)?.device;
-            let endpoint = self.controller.registered.get(&other)?;
-            (!self.controller.revoked.contains(&device.id)).then(|| Resolved {
-                ticket: device.ticket.clone(),
-                endpoints: vec![*endpoint],
-                relays: Vec::new(),
-            })
-        });
+        let asked = other.filter(|_| self.is_connected(node));
+        let asked = asked.and_then(|other| self.nodes.get(other));
+        let known = asked.and_then(|other| self.controller.resolve(other));
         let after = match self.is_connected(node) {
             true => Duration::from_millis(20) + self.random.up_to(Duration::from_millis(80)),
             false => Duration::ZERO,
@@ -329,59 +414,121 @@ impl World {
             return Ok(());
         };
         // Who is revoked gets no session.
-        if self.controller.revoked.contains(&n.device.id) {
+        if self.controller.is_revoked(n.device.id) {
             return Ok(());
         }
-        let address = Underlay(network::local_address(&self.plant, node));
-        self.controller.registered.insert(node, address);
+        let at = Underlay(network::local_address(&self.plant, node));
         n.hear_time(self.now);
-        let news = self.controller.list.as_ref();
-        let news = news.filter(|list| list.version > n.standing.revocation_version());
-        if let Some(list) = news {
-            n.standing.adopt_revocations(list.clone())?;
-            n.handle_standing_changed(&self.domain, self.now);
-            self.settle(node);
+        if let Some(list) = &self.controller.list {
+            n.take_revocations(&self.domain, list, self.now)?;
         }
-        Ok(())
+        if let Some(states) = &self.controller.states {
+            n.take_states(&self.domain, states, self.now)?;
+        }
+        self.settle(node)?;
+        let relays = self.controller.relays_for(&self.plant, &self.nodes, node);
+        if let Some(n) = self.nodes.get_mut(node) {
+            n.handle_relays_named(&self.domain, &relays, self.now);
+            self.controller.register(n, at);
+        }
+        self.settle(node)
     }
 
-    fn sends(&mut self, flow: usize) {
+    fn sends(&mut self, flow: usize) -> Result<()> {
         let Some(Flow { from, to }) = self.plant.flows.get(flow).copied() else {
-            return;
+            return Ok(());
         };
         let serial = u32::try_from(flow).unwrap_or(u32::MAX);
+        // A spoofer speaks in the name of its victim.
+        let origin = from;
+        let from = match self.nodes.get(from).and_then(|n| n.hostility) {
+            Some(Hostility::Spoofs(victim)) => victim,
+            _ => from,
+        };
+        self.outcome.figures.spoofed += u64::from(from != origin);
         self.say(Packet {
             from,
             to,
+            origin,
             is_answer: false,
             serial,
-        });
+            count: 0,
+        })
     }
 
-    fn say(&mut self, packet: Packet) {
-        let Some(to) = self.nodes.get(packet.to).map(|n| overlay(&n.device).0) else {
-            return;
+    pub(super) fn say(&mut self, packet: Packet) -> Result<()> {
+        let address = |n: &Node| overlay(&n.device).0;
+        let src = self.nodes.get(packet.from).map(address);
+        let dst = self.nodes.get(packet.to).map(address);
+        let (Some(src), Some(dst)) = (src, dst) else {
+            return Ok(());
         };
-        let Some(n) = self.nodes.get_mut(packet.from) else {
-            return;
+        let Some(n) = self.nodes.get_mut(packet.origin) else {
+            return Ok(());
         };
-        let src = overlay(&n.device).0;
-        let sealed = n.send(packet, src, to, self.now);
+        let sealed = n.send(packet, src, dst, self.now);
         if let Some((to, bytes)) = sealed {
-            self.transmit(packet.from, to, bytes);
+            self.transmit(packet.origin, to, bytes);
         }
-        self.settle(packet.from);
+        self.settle(packet.origin)
     }
 
     /// A packet came out of a tunnel: from whom it may, and to whom it was sent?
-    fn delivered(&mut self, node: usize, packet: Packet) {
+    fn delivered(&mut self, node: usize, packet: Packet) -> Result<()> {
         self.outcome.packets += 1;
         self.trace(2, node, u64::from(packet.serial));
         let Packet { from, to, .. } = packet;
+        if !self.check_packet(node, packet) {
+            return Ok(());
+        }
+        if let Some(stream) = self.stream_of(packet) {
+            let killed = self.killed.map(|(_, at)| at);
+            if let Some(stream) = self.streams.get_mut(stream) {
+                stream.hear(killed, self.now);
+            }
+            return Ok(());
+        }
+        let flow = usize::try_from(packet.serial).unwrap_or(usize::MAX);
+        if packet.is_answer {
+            if let Some(probe) = self.probes.get_mut(&flow) {
+                probe.answered = true;
+            }
+            return Ok(());
+        }
+        if let Some(probe) = self.probes.get_mut(&flow) {
+            probe.arrived = true;
+        }
+        debug_assert!(from != to, "nobody speaks to itself");
+        self.say(packet.answer())
+    }
+
+    /// Judges a packet; returns whether the kernel lets it pass.
+    fn check_packet(&mut self, node: usize, packet: Packet) -> bool {
+        let Packet {
+            from, to, origin, ..
+        } = packet;
         if to != node {
             self.find(format!("device {node} got a packet for {to}"));
         }
-        if !self.plant.are_peers(from, to) {
+        if origin != from {
+            self.find(format!(
+                "device {node} took a packet of {origin} in the name of {from}"
+            ));
+        }
+        let contained = |world: &Self| {
+            let id = |n: usize| world.nodes.get(n).map(|n| n.device.id);
+            let known = world.nodes.get(node).map(|n| &n.standing);
+            let in_quarantine = |n| known?.state(id(n)?);
+            in_quarantine(from).or(in_quarantine(node)).is_some()
+        };
+        let guests = self.plant.is_relay(from) || self.plant.is_relay(node);
+        let are_peers = self.plant.are_peers(from, to);
+        if (!are_peers && guests) || contained(self) {
+            // Peers of the tunnel, to whom the kernel gives the closed profile.
+            self.outcome.figures.stopped += 1;
+            return false;
+        }
+        if !are_peers {
             self.find(format!(
                 "device {node} got a packet of {from}, whom policy keeps apart"
             ));
@@ -395,30 +542,31 @@ impl World {
                 "device {node} got a packet of {from}, of whom it knows that it is revoked"
             ));
         }
-        let flow = usize::try_from(packet.serial).unwrap_or(usize::MAX);
-        if packet.is_answer {
-            if let Some(probe) = self.probes.get_mut(&flow) {
-                probe.answered = true;
-            }
-            return;
-        }
-        if let Some(probe) = self.probes.get_mut(&flow) {
-            probe.arrived = true;
-        }
-        self.say(Packet {
-            from: to,
-            to: from,
-            is_answer: true,
-            serial: packet.serial,
-        });
+        self.check_secrecy(node, from);
+        true
     }
 
-    fn start(&mut self, node: usize) -> Result<()> {
+    /// Where one of two is strict, both have agreed on a key in this life.
+    fn check_secrecy(&mut self, node: usize, from: usize) {
+        let (Some(here), Some(there)) = (self.nodes.get(node), self.nodes.get(from)) else {
+            return;
+        };
+        let here_holds = !here.is_strict() || here.keyed.contains(&there.device.id);
+        let there_holds =
+            !there.is_strict() || !there.is_alive() || there.keyed.contains(&here.device.id);
+        if !here_holds || !there_holds {
+            self.find(format!(
+                "a packet of device {from} passed to {node} without a pre-shared key"
+            ));
+        }
+    }
+
+    pub(super) fn start(&mut self, node: usize) -> Result<()> {
         if let Some(n) = self.nodes.get_mut(node).filter(|n| !n.is_alive()) {
-            n.start(&self.domain, self.now)
+            n.start(&self.domain, &self.plant, self.now)
                 .with_context(|| format!("device {node} does not start"))?;
             self.circumstances.dead.remove(&node);
-            self.settle(node);
+            self.settle(node)?;
         }
         Ok(())
     }
@@ -426,20 +574,8 @@ impl World {
     fn happens(&mut self, fault: Fault) -> Result<()> {
         self.trace(1, 0, self.outcome.events);
         match fault {
-            Fault::Dies(node) => {
-                self.circumstances.dead.insert(node);
-                self.nodes.get_mut(node).into_iter().for_each(Node::stop);
-            }
-            Fault::Returns(node, disk) => {
-                if let Some(n) = self
-                    .nodes
-                    .get_mut(node)
-                    .filter(|n| !n.is_alive() && disk == Disk::Lost)
-                {
-                    n.lose_disk();
-                }
-                self.start(node)?;
-            }
+            Fault::Dies(node) => self.dies(node),
+            Fault::Returns(node, disk) => self.returns(node, disk)?,
             Fault::ClockJumps(node, wrong) => {
                 self.nodes
                     .get_mut(node)
@@ -448,8 +584,8 @@ impl World {
             }
             Fault::TakesKey(node) => {
                 if let Some(n) = self.nodes.get_mut(node) {
-                    n.take_key(&self.domain, self.now)?;
-                    self.settle(node);
+                    n.take_key(&self.domain, &self.plant, self.now)?;
+                    self.settle(node)?;
                 }
             }
             Fault::Rebinds(site) => self.network.rebind(site),
@@ -462,104 +598,51 @@ impl World {
             Fault::Revoked(node) => self.revoke(node)?,
             Fault::Probe => self.probe(),
             Fault::Judged => self.judge(),
+            Fault::HandsRevocations => self.hands_revocations()?,
+            Fault::HandsStates => self.hands_states()?,
+            Fault::Learnt => self.judge_learnt(),
+            Fault::Streams => self.begin_streams(),
+            Fault::RelayDies => self.relay_dies(),
+            Fault::Streamed => self.judge_streams()?,
+            Fault::Released => {
+                self.circumstances.contained.clear();
+                self.controller.contain(&self.domain, None)?;
+            }
         }
         Ok(())
     }
 
-    fn revoke(&mut self, node: usize) -> Result<()> {
-        if !self.circumstances.revoked.insert(node) {
-            return Ok(());
+    pub(super) fn returns(&mut self, node: usize, disk: Disk) -> Result<()> {
+        let dead = self.nodes.get_mut(node).filter(|n| !n.is_alive());
+        if let Some(n) = dead.filter(|_| disk == Disk::Lost) {
+            n.lose_disk();
         }
-        let id = self.nodes.get(node).context("no such device")?.device.id;
-        self.controller.revoked.push(id);
-        self.controller.list = Some(self.domain.revocations(&self.controller.revoked)?);
+        self.start(node)
+    }
+
+    pub(super) fn dies(&mut self, node: usize) {
+        self.circumstances.dead.insert(node);
+        self.nodes.get_mut(node).into_iter().for_each(Node::stop);
+    }
+
+    pub(super) fn revoke(&mut self, node: usize) -> Result<()> {
+        if self.circumstances.revoked.insert(node) {
+            let id = self.nodes.get(node).context("no such device")?.device.id;
+            self.controller.revoke(&self.domain, id)?;
+        }
         Ok(())
     }
 
-    fn probe(&mut self) {
-        self.probes.clear();
-        for (index, flow) in self.plant.flows.iter().enumerate() {
-            let expected =
-                reference::expected(&self.plant, &self.circumstances, flow.from, flow.to);
-            self.probes.insert(
-                index,
-                Probe {
-                    expected,
-                    arrived: false,
-                    answered: false,
-                },
-            );
-        }
-        for flow in 0..self.plant.flows.len() {
-            let at = self.now + self.random.up_to(SPREAD);
-            self.put(at, Event::Probes(flow));
-        }
+    pub(super) fn put_stream(&mut self, after: Duration, stream: usize) {
+        self.put(self.now + after, Event::Streams(stream));
     }
 
-    /// Compares what was seen with what the reference says, and every table with its bound.
-    fn judge(&mut self) {
-        for (flow, probe) in std::mem::take(&mut self.probes) {
-            let Some(Flow { from, to }) = self.plant.flows.get(flow).copied() else {
-                continue;
-            };
-            *self.outcome.judged.entry(probe.expected).or_default() += 1;
-            match probe.expected {
-                Expected::Reaches if !probe.answered => {
-                    let how = if probe.arrived {
-                        "no answer"
-                    } else {
-                        "nothing arrived"
-                    };
-                    let (asker, answerer) = (self.view_of(from, to), self.view_of(to, from));
-                    self.find(format!(
-                        "device {from} must reach {to}: {how}; {from} {asker}; {to} {answerer}"
-                    ));
-                }
-                Expected::Refused if probe.arrived => {
-                    self.find(format!("device {from} must not reach {to}"));
-                }
-                Expected::Reaches | Expected::Refused | Expected::Open => {}
-            }
-        }
-        for node in 0..self.nodes.len() {
-            let Some(status) = self.nodes.get(node).and_then(Node::status) else {
-                continue;
-            };
-            self.outcome.peers_most = self.outcome.peers_most.max(status.peers.len());
-            let bounded = status.asking <= hedgerow_mesh::ASKING_MAX
-                && status.lookups <= hedgerow_mesh::LOOKUPS_MAX
-                && status.answering <= hedgerow_mesh::ANSWERING_MAX
-                && status.remembered <= hedgerow_mesh::REMEMBERED_MAX;
-            if !bounded {
-                self.find(format!("a table of device {node} is above its bound"));
-            }
-        }
+    pub(super) fn put_probe(&mut self, flow: usize) {
+        let at = self.now + self.random.up_to(SPREAD);
+        self.put(at, Event::Probes(flow));
     }
 
-    /// Says what a device holds of another, for whoever looks for the reason of a finding.
-    fn view_of(&mut self, node: usize, other: usize) -> String {
-        let place = self.plant.place(node);
-        let id = self.nodes.get(other).map(|n| n.device.id);
-        let Some(n) = self.nodes.get_mut(node) else {
-            return "is not there".to_owned();
-        };
-        let live = n.endpoints(self.now);
-        let Some(status) = n.status() else {
-            return "is dead".to_owned();
-        };
-        let peer = status.peers.iter().find(|p| Some(p.device) == id);
-        format!(
-            "(started {} times, {place:?}) holds {:?}, session at {:?}, asks {}, answers {}, refused {:?}",
-            n.boots,
-            peer.map(|p| (p.endpoint, p.in_session)),
-            id.and_then(|id| live.get(&id)),
-            status.asking,
-            status.answering,
-            status.refused,
-        )
-    }
-
-    fn find(&mut self, text: String) {
+    pub(super) fn find(&mut self, text: String) {
         self.outcome.found += 1;
         if self.outcome.findings.len() < FINDINGS_MAX {
             let secs = self.now.since(Mono::ZERO).as_secs_f64();
@@ -579,6 +662,23 @@ impl World {
             detail,
         ] {
             self.outcome.trace = (self.outcome.trace ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// Gives those who show another's key that key.
+fn share_keys(nodes: &mut [Node]) {
+    let thieves: Vec<(usize, usize)> = nodes
+        .iter()
+        .filter_map(|n| match n.hostility {
+            Some(Hostility::SharesKey(victim)) => Some((n.number, victim)),
+            _ => None,
+        })
+        .collect();
+    for (thief, victim) in thieves {
+        let key = nodes.get(victim).map(|n| n.first_secret);
+        if let (Some(n), Some(key)) = (nodes.get_mut(thief), key) {
+            n.first_secret = key;
         }
     }
 }

@@ -545,6 +545,10 @@ impl Core {
             && peer.handshake.is_none()
         {
             self.stats.dropped_waiting += peer.waiting.clear(&mut self.budget);
+        } else {
+            // The peer may have moved while no session lived: the mesh hears of an unanswered handshake
+            // as it does of unanswered packets, and does not wait until it is given up.
+            self.note_use(place, now.mono);
         }
     }
 

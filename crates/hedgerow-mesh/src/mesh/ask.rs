@@ -293,9 +293,7 @@ impl Mesh {
         let is_wanted = self.wanted_devices.remove(&device);
         let mut relays = resolved.relays;
         relays.truncate(RELAYS_MAX);
-        if !self.ways.client.knows(device) {
-            self.ways.client.handle_want(device, &relays, now);
-        }
+        self.ways.want(device, &relays, now);
         let mut endpoints = paths(resolved.endpoints);
         endpoints.truncate(ENDPOINTS_MAX);
         if self.ways.paths.in_use(device).is_some() {
@@ -419,9 +417,9 @@ impl Mesh {
         let made = u32::try_from(pending.attempts.len()).unwrap_or(u32::MAX);
         let is_first = made == 0 && pending.waits == 0;
         let is_asking = matches!(pending.stage, Stage::Asking);
-        if is_asking && is_first && !self.ways.client.knows(device) {
+        if is_asking && is_first {
             let hints = self.home_relays_of(device);
-            self.ways.client.handle_want(device, &hints, now);
+            self.ways.want(device, &hints, now);
         }
         let Some(pending) = self.asking.pending.get_mut(&device) else {
             return;

@@ -39,6 +39,22 @@ impl Ways {
         let others = self.paths.deadline().min(self.lookups.deadline());
         relays.min(others)
     }
+
+    /// Wants ways through relays to a device. A relay and its guest have none: the relay passes on what
+    /// its guest sends directly, so a tunnel between the two that goes through another relay serves nobody.
+    pub(super) fn want(&mut self, device: DeviceId, relays: &[DeviceId], now: Mono) {
+        if !self.client.knows(device) && !self.server.is_registered(device) {
+            self.client.handle_want(device, relays, now);
+        }
+    }
+
+    /// Leaves every way through relays to a relay or a guest.
+    fn meet_directly(&mut self, device: DeviceId, now: Mono) {
+        for path in self.client.paths_to(device) {
+            self.paths.handle_closed(device, path, now);
+        }
+        self.client.handle_unwanted(device);
+    }
 }
 
 /// Returns whether a ticket makes its device a relay.
@@ -154,6 +170,9 @@ impl Mesh {
         let of = (device, peer.is_some_and(|p| is_relay(&p.ticket)));
         let Ways { server, client, .. } = &mut self.ways;
         relay::deliver(server, client, of, message, now);
+        if server.is_registered(device) {
+            self.ways.meet_directly(device, now);
+        }
         true
     }
 
@@ -202,18 +221,24 @@ impl Mesh {
             self.peers.get(device).map(|peer| &*peer.ticket),
         ];
         let serves = tickets.into_iter().flatten().any(is_relay);
-        let Ways { paths, client, .. } = &mut self.ways;
+        let Ways {
+            paths,
+            client,
+            server,
+            ..
+        } = &mut self.ways;
         paths.handle_established(device, endpoint, now);
         paths.handle_serves(device, serves, now);
         paths.handle_known(device, &known, now);
         if client.knows(device) {
+            server.handle_relay_live(device);
             if endpoint.is_direct() {
                 client.handle_tunnel(device, endpoint.to, now);
             }
             let is_home = client.home().contains(&device);
             paths.handle_kept(device, is_home, now);
         } else {
-            client.handle_want(device, &hints, now);
+            self.ways.want(device, &hints, now);
         }
         self.drain_ways(view);
     }
@@ -318,7 +343,7 @@ impl Mesh {
             } else if let Some(output) = self.ways.client.poll() {
                 self.client_output(output, view);
             } else if let Some(output) = self.ways.server.poll() {
-                self.server_output(output);
+                self.server_output(output, view);
             } else if let Some(output) = self.ways.lookups.poll() {
                 self.lookup_output(output, view);
             } else if !self.tend_links(view) {
@@ -347,10 +372,8 @@ impl Mesh {
                 self.output.push_back(Output::Tunnel(order));
             }
             path::Output::Trouble { device } => {
-                if !self.ways.client.knows(device) {
-                    let hints = self.home_relays_of(device);
-                    self.ways.client.handle_want(device, &hints, now);
-                }
+                let hints = self.home_relays_of(device);
+                self.ways.want(device, &hints, now);
             }
             path::Output::Lost { device } => {
                 self.output.push_back(Output::PathLost { device });
@@ -415,10 +438,7 @@ impl Mesh {
         if let Some(peer) = self.peers.get_mut(device) {
             peer.relays.clone_from(&relays);
             self.remember_relays(device, &relays);
-            if !self.ways.client.knows(device) {
-                let now = view.now.mono;
-                self.ways.client.handle_want(device, &relays, now);
-            }
+            self.ways.want(device, &relays, view.now.mono);
         }
     }
 
@@ -431,6 +451,9 @@ impl Mesh {
                 for relay in known {
                     let is_kept = relays.contains(&relay);
                     self.ways.paths.handle_kept(relay, is_kept, now);
+                    if is_kept {
+                        self.ways.meet_directly(relay, now);
+                    }
                 }
                 self.ways.paths.handle_home_relays(relays.clone(), now);
                 self.output.push_back(Output::HomeRelays { relays });
@@ -439,6 +462,8 @@ impl Mesh {
             ClientOutput::Suspect { relay } => {
                 self.ways.paths.handle_silent(relay, view.now.mono);
             }
+            // A relay at home wants us through another: its frames would come back the same way.
+            ClientOutput::Opened { device, .. } if self.ways.client.home().contains(&device) => {}
             ClientOutput::Opened { device, path } => self.add_path(device, path, view),
             ClientOutput::Closed { device, path } => {
                 self.ways.paths.handle_closed(device, path, view.now.mono);
@@ -486,9 +511,17 @@ impl Mesh {
         self.ask_by(device, path);
     }
 
-    fn server_output(&mut self, output: ServerOutput) {
+    fn server_output(&mut self, output: ServerOutput, view: View<'_>) {
         match output {
-            ServerOutput::Say { device, bytes } => self.say(device, None, bytes, false),
+            ServerOutput::Say { device, bytes } => {
+                // Another relay, with which no tunnel is kept: it gets one, and is told then.
+                let is_relay = self.ways.client.knows(device);
+                if is_relay && self.ways.paths.in_use(device).is_none() {
+                    self.ask_relay(device, view);
+                } else {
+                    self.say(device, None, bytes, false);
+                }
+            }
             ServerOutput::Set { session, from, to } => {
                 let order = TunnelOrder::SetRelay { session, from, to };
                 self.output.push_back(Output::Tunnel(order));
@@ -513,5 +546,29 @@ impl Mesh {
             }
             lookup::Output::Unknown { query } => self.nobody_knows(query, view),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_wants_no_way_to_its_guest_through_another_relay() {
+        let (guest, other, now) = (DeviceId([1; 16]), DeviceId([2; 16]), Mono::ZERO);
+        let mut ways = Ways::new(|| [7; 32]);
+        ways.server.handle_role(true);
+        let open = RelayMessage::Open {
+            number: 1,
+            sessions: Vec::new(),
+        };
+        ways.want(guest, &[], now);
+        assert_eq!(ways.client.status().wants, 1, "nobody's guest yet");
+        ways.server.handle_message(guest, false, open, now);
+        ways.meet_directly(guest, now);
+        ways.want(guest, &[], now);
+        assert_eq!(ways.client.status().wants, 0);
+        ways.want(other, &[], now);
+        assert_eq!(ways.client.status().wants, 1);
     }
 }

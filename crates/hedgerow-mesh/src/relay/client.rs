@@ -313,7 +313,7 @@ impl Client {
                 number,
                 verdict,
                 session,
-            } => self.connected(device, number, (verdict, session)),
+            } => self.connected(device, number, (verdict, session), now),
             RelayMessage::Incoming { session, from } => self.session(device, session, from),
             RelayMessage::Close { session } => self.taken_back(device, session, now),
             RelayMessage::Open { .. } | RelayMessage::Connect(_) | RelayMessage::Keep { .. } => {}
@@ -352,6 +352,7 @@ impl Client {
                     let want = self.wants.get(&destination);
                     let attempt = want.and_then(|w| w.attempts.get(&relay));
                     if let Some(tries) = attempt.map(|a| a.tries) {
+                        self.output.push_back(ClientOutput::Suspect { relay });
                         self.connect(destination, relay, tries, now);
                     }
                 }
@@ -600,11 +601,14 @@ impl Client {
         };
         let number = self.next_number;
         self.next_number = number.wrapping_add(1);
-        if tries > 0 {
-            let relay = device;
-            self.output.push_back(ClientOutput::Suspect { relay });
-        }
-        let through = want.hints.iter().find(|hint| **hint != device).copied();
+        // Any of them may be out of that relay's reach: each try names another.
+        let hints: Vec<DeviceId> = want
+            .hints
+            .iter()
+            .filter(|h| **h != device)
+            .copied()
+            .collect();
+        let through = hints.get(tries % hints.len().max(1)).copied();
         let attempt = Attempt {
             number,
             tries: tries + 1,
@@ -646,6 +650,7 @@ impl Client {
         device: DeviceId,
         number: u32,
         (verdict, session): (Verdict, Option<RelaySession>),
+        now: Mono,
     ) {
         let Some(destination) = self.asked.get(&number).copied() else {
             return;
@@ -655,15 +660,21 @@ impl Client {
         };
         // Only the relay that was asked may answer.
         let attempt = want.attempts.get(&device);
-        if attempt.is_none_or(|a| a.number != number) {
+        let Some(attempt) = attempt.copied().filter(|a| a.number == number) else {
             return;
-        }
+        };
         want.attempts.remove(&device);
+        let others = want.hints.iter().filter(|hint| **hint != device).count();
         self.asked.remove(&number);
         self.timers.clear(Timer::Attempt(destination, device));
         match session {
             Some(session) if verdict == Verdict::Done => self.session(device, session, destination),
-            Some(_) | None => *self.refused.entry(verdict).or_default() += 1,
+            Some(_) | None => {
+                *self.refused.entry(verdict).or_default() += 1;
+                if verdict == Verdict::NotRegistered && attempt.tries < others {
+                    self.connect(destination, device, attempt.tries, now);
+                }
+            }
         }
     }
 

@@ -218,6 +218,19 @@ impl Server {
         self.owner(session) == Some(device)
     }
 
+    /// A session with another relay began: what was to be asked of it before is asked now.
+    pub fn handle_relay_live(&mut self, relay: DeviceId) {
+        let waiting: Vec<(u32, Pending)> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.relay == relay)
+            .map(|(number, pending)| (*number, *pending))
+            .collect();
+        for (number, pending) in waiting {
+            self.ask(number, pending);
+        }
+    }
+
     /// Takes the passing of time.
     pub fn handle_timeout(&mut self, now: Mono) {
         while let Some(timer) = self.timers.due(now) {
@@ -395,14 +408,18 @@ impl Server {
         };
         self.pending.insert(number, pending);
         self.timers.set(Timer::Pending(number), now + PENDING_FOR);
+        self.ask(number, pending);
+        None
+    }
+
+    fn ask(&mut self, number: u32, pending: Pending) {
         let connect = Connect {
             number,
-            destination: asked.destination,
+            destination: pending.asked.destination,
             through: None,
-            origin: Some(asker),
+            origin: Some(pending.asker),
         };
-        self.say(relay, &RelayMessage::Connect(connect));
-        None
+        self.say(pending.relay, &RelayMessage::Connect(connect));
     }
 
     /// Another relay answered: its session becomes the far side of one of ours.

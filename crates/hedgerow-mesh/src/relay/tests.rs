@@ -282,6 +282,35 @@ fn two_relays_join_devices_of_two_sites_and_no_more() {
 }
 
 #[test]
+fn each_try_names_another_relay_of_the_destination() {
+    let mut world = World::new(&[1, 2, 100, 101, 102]);
+    world.know(1, 100);
+    world.know(2, 102);
+    world.dead.insert(id(101));
+    world.want(1, 2, &[101, 102]);
+    assert_eq!(world.node(1).opened, [], "the first one does not answer");
+    world.run(Duration::from_secs(1));
+    let (_, path) = world.node(1).opened[0];
+    assert_eq!(world.follow(1, path).unwrap().0, id(2));
+}
+
+#[test]
+fn a_wish_waits_for_the_tunnel_to_the_other_relay() {
+    let mut world = World::new(&[1, 2, 100, 101]);
+    world.know(1, 100);
+    world.know(2, 101);
+    // What is said without a session is lost.
+    world.dead.insert(id(101));
+    world.want(1, 2, &[101]);
+    world.dead.clear();
+    assert_eq!(world.node(1).opened, []);
+    world.node(100).server.handle_relay_live(id(101));
+    world.settle();
+    let (_, path) = world.node(1).opened[0];
+    assert_eq!(world.follow(1, path).unwrap().0, id(2));
+}
+
+#[test]
 fn a_dead_relay_is_replaced_and_left_alone_for_a_while() {
     let mut world = World::new(&[1, 100, 101, 102]);
     for relay in [100, 101, 102] {

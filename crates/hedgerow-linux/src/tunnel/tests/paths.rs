@@ -7,7 +7,7 @@ use hedgerow_model::Now;
 use std::time::Duration;
 
 use super::pair::*;
-use crate::tunnel::{Command, Cut, PresharedKey, PskSlot, Report, Roaming, Secrecy};
+use crate::tunnel::{Command, Cut, PresharedKey, PskSlot, Report, Roaming, SILENT_MIN, Secrecy};
 
 fn psk(n: u8) -> PresharedKey {
     PresharedKey::from_bytes([n; 32])
@@ -320,6 +320,28 @@ fn tunnel_use_and_silence_are_reported_where_the_mesh_chooses_the_path() {
     send(&mut a, 600);
     a.timeout(after(701));
     assert_eq!(a.said(), [Report::Silent { device }]);
+}
+
+#[test]
+fn tunnel_an_unanswered_handshake_is_silence_while_packets_wait() {
+    let (mut a, b) = (Node::new(1), Node::new(2));
+    let mut to_b = b.config();
+    to_b.roaming = Roaming::Report;
+    a.tell(Command::SetPeer(to_b), at(0));
+    a.send(&packet(v6(1), v6(2), b"x"), at(1));
+    let device = b.device();
+    assert_eq!(a.said(), [Report::Active { device }]);
+    let start = at(1);
+    let later = Now {
+        mono: start.mono + SILENT_MIN,
+        ..start
+    };
+    a.timeout(later);
+    assert_eq!(
+        a.said(),
+        [Report::Silent { device }],
+        "long before the handshake is given up"
+    );
 }
 
 #[test]
