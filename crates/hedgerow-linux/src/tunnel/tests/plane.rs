@@ -15,7 +15,6 @@ use super::pair::{packet, secret, v4, v6};
 use crate::tun::{Lifetime, Offload, Tun};
 use crate::tunnel::offload::Transport;
 use crate::tunnel::offload::checksum::Sum;
-use crate::tunnel::timers::INITIATION_INTERVAL_MIN;
 use crate::tunnel::{Command, Features, LANES_MAX, Layout, Report};
 use crate::udp::{Arrived, SLOT_BYTES, Sent, Trains, Udp};
 
@@ -401,8 +400,10 @@ fn tunnel_keys_change_under_load_without_a_lost_packet() {
             let device = DeviceId([u8::try_from(2 - side).unwrap(); 16]);
             ends[side].handle.send(Command::Rekey { device }).unwrap();
         };
+        let done = || -> u64 { ends.iter().map(|e| e.handle.stats().handshakes_done).sum() };
         lab.stream((1, 2), v6(2), 16 << 20, || {
-            for round in 0..24 {
+            for round in 0..12 {
+                let before = done();
                 if round % 3 != 1 {
                     rekey(0);
                 }
@@ -411,13 +412,12 @@ fn tunnel_keys_change_under_load_without_a_lost_packet() {
                 }
                 train(&lab, (v4(1), v4(2)));
                 train_between(&lab, (2, 1), (v6(2), v6(1)));
-                // One peer's initiations come no closer together.
-                std::thread::park_timeout(INITIATION_INTERVAL_MIN);
+                // One peer's initiations come no closer together than they may; one that did is repeated.
+                eventually("a handshake", || done() > before);
             }
         });
         for end in &ends {
             let stats = end.handle.stats();
-            assert!(stats.handshakes_done >= 12, "{layout:?} {stats:?}");
             assert_eq!((stats.dropped_replayed, stats.dropped_forged), (0, 0));
         }
     }
