@@ -349,6 +349,11 @@ impl State {
         self.mesh.handle_memory(memory);
     }
 
+    /// Returns whether there were peers before the restart, which are asked first.
+    pub(crate) fn remembers_peers(&self) -> bool {
+        self.mesh.remembers_peers()
+    }
+
     /// Notes that the controller opened a session.
     pub(crate) fn handle_uplink_up(&mut self, now: Now) {
         if let Uplink::Down(since) = self.uplink {

@@ -338,7 +338,7 @@ impl Outside {
     }
 }
 
-/// When the controller is called first: peers of before a restart wait, and go before.
+/// When the controller is called after a restart with peers: they wait, and go before.
 const CONNECT_AFTER: Duration = Duration::from_millis(50);
 
 impl Daemon {
@@ -364,6 +364,10 @@ impl Daemon {
             None => Mono::NEVER,
         };
         let links = RelayLinks::new(inputs.clone());
+        let connect_at = match opened.state.remembers_peers() {
+            true => now.mono + CONNECT_AFTER,
+            false => now.mono,
+        };
         let resolver = Resolver::serve(config.resolver, &config.interface);
         Self {
             config,
@@ -382,7 +386,7 @@ impl Daemon {
             live: None,
             serials: 0,
             backoff: Backoff::new(entropy::seed()),
-            connect_at: now.mono + CONNECT_AFTER,
+            connect_at,
             controllers: opened.controllers,
             turn: 0,
             local_address: None,

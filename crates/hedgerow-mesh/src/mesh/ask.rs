@@ -385,6 +385,11 @@ impl Mesh {
         }
     }
 
+    /// Returns whether there were peers before the restart.
+    pub fn remembers_peers(&self) -> bool {
+        self.memories.live().next().is_some()
+    }
+
     /// Returns the tickets, verified, of those who were peers before the restart and are introduced to
     /// first. With them the first table of the kernel is the one that stood before.
     pub fn remembered(&mut self, view: View<'_>) -> Vec<Verified<Ticket>> {
