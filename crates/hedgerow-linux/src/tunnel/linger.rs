@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 /// How long to stay awake.
-pub(super) const STAY_MAX: Duration = Duration::from_micros(200);
+pub(super) const STAY_MAX: Duration = Duration::from_micros(300);
 /// An answer that came in this, the core's waking included, would have been met awake.
-const SOON: Duration = Duration::from_micros(300);
+const SOON: Duration = Duration::from_micros(400);
 /// A packet after so long a pause begins an exchange.
 const PAUSE: Duration = Duration::from_micros(500);
 /// So many answers in a row are remembered, and so many are lost by as many silences.

@@ -270,7 +270,8 @@ fn linger(fds: &mut [PollFd<'_>], stay: Duration) -> bool {
         if rustix::event::poll(fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0) {
             return true;
         }
-        std::hint::spin_loop();
+        // Who answers may need this core.
+        std::thread::yield_now();
     }
     false
 }
