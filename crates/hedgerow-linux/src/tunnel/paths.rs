@@ -7,9 +7,8 @@ use hedgerow_model::statement::X25519Public;
 use hedgerow_model::{Mono, Now};
 
 use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
-use super::flows::Signal;
 use super::message::{self, HEADER_BYTES};
-use super::relay::{Admission, Frame};
+use super::relay::{Admission, Fate, Frame};
 use super::timers::{self, NO_REPLY_TIMEOUT};
 use super::{ACTIVE_INTERVAL, Cut, PresharedKey, PskSlot, Report, Roaming};
 
@@ -59,14 +58,18 @@ impl Core {
 
     /// Passes on what waited, as far as the rate allows.
     pub(super) fn pass_held(&mut self, now: Mono) {
-        while let Some((frame, signal)) = self.relay.next(now) {
-            if signal == Signal::Congestion {
-                self.stats.dropped_relay_delay += 1;
-                continue;
+        while let Some((frame, fate)) = self.relay.next(now) {
+            match fate {
+                Fate::Late => self.stats.dropped_relay_delay += 1,
+                Fate::Ended => self.stats.dropped_relay += 1,
+                Fate::Passes => {
+                    let Frame {
+                        to, class, bytes, ..
+                    } = frame;
+                    self.note_relayed(bytes.len());
+                    self.outputs.push_back(Output::PassOn { to, class, bytes });
+                }
             }
-            let Frame { to, class, bytes } = frame;
-            self.note_relayed(bytes.len());
-            self.outputs.push_back(Output::PassOn { to, class, bytes });
         }
     }
 

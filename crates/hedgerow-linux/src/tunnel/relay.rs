@@ -113,6 +113,7 @@ fn signed(bytes: u64) -> i64 {
 /// A frame that waits, as it will be sent.
 #[derive(Debug)]
 pub(super) struct Frame {
+    session: RelaySession,
     pub(super) to: Underlay,
     /// Traffic class.
     pub(super) class: u8,
@@ -128,6 +129,17 @@ pub(super) enum Admission {
     Later,
     /// Its session has sent too much.
     Never,
+}
+
+/// What becomes of a frame that waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It goes.
+    Passes,
+    /// It waited too long and is lost, so that its flow slows down.
+    Late,
+    /// Its session is none any more: who was taken out while it waited sends nothing.
+    Ended,
 }
 
 /// Frames that wait, by number.
@@ -155,8 +167,8 @@ impl Held {
     }
 
     /// Keeps a frame; returns how many others went for it.
-    fn push(&mut self, session: RelaySession, frame: Frame, now: Mono) -> u64 {
-        let bytes = frame.bytes.len();
+    fn push(&mut self, frame: Frame, now: Mono) -> u64 {
+        let (session, bytes) = (frame.session, frame.bytes.len());
         let mut dropped = 0;
         while self.free.is_empty() || self.flows.bytes() + bytes > RELAY_QUEUED_BYTES_MAX {
             let Some(gone) = self.flows.drop_from_fattest() else {
@@ -242,16 +254,16 @@ impl Relay {
     ) -> u64 {
         let held = self.held.get_or_insert_with(|| Box::new(Held::new()));
         let frame = Frame {
+            session,
             to,
             class: self.class,
             bytes: frame.to_vec(),
         };
-        held.push(session, frame, now)
+        held.push(frame, now)
     }
 
-    /// Takes out the frame that goes next, if one may go now; the second word is whether it waited too long, and is
-    /// to be lost so that its flow slows down.
-    pub(super) fn next(&mut self, now: Mono) -> Option<(Frame, Signal)> {
+    /// Takes out the frame that goes next, if one may go now, and what becomes of it.
+    pub(super) fn next(&mut self, now: Mono) -> Option<(Frame, Fate)> {
         let rate = self.limits.total;
         let held = self.held.as_mut().filter(|h| !h.flows.is_empty())?;
         let all = self.total.get_or_insert_with(|| Bucket::new(rate, now));
@@ -260,10 +272,15 @@ impl Relay {
         }
         let (number, signal) = held.flows.pop(now)?;
         let frame = held.remove(number)?;
-        if signal == Signal::None {
-            all.take(rate, frame.bytes.len());
-        }
-        Some((frame, signal))
+        let fate = match signal {
+            _ if !self.sides.contains_key(&frame.session) => Fate::Ended,
+            Signal::Congestion => Fate::Late,
+            Signal::None => {
+                all.take(rate, frame.bytes.len());
+                Fate::Passes
+            }
+        };
+        Some((frame, fate))
     }
 
     /// Returns when something that waits may go.
@@ -342,6 +359,7 @@ mod tests {
         never: BTreeMap<u32, u64>,
         squeezed_out: u64,
         late: u64,
+        ended: u64,
     }
 
     impl Seen {
@@ -353,11 +371,12 @@ mod tests {
         fn drain(&mut self, relay: &mut Relay, now: Mono) {
             while let Some((frame, signal)) = relay.next(now) {
                 match signal {
-                    Signal::None => {
+                    Fate::Passes => {
                         let session = u32::from(frame.bytes[0]);
                         self.passed.entry(session).or_default().push(frame.bytes);
                     }
-                    Signal::Congestion => self.late += 1,
+                    Fate::Late => self.late += 1,
+                    Fate::Ended => self.ended += 1,
                 }
             }
         }
@@ -460,6 +479,27 @@ mod tests {
             held.frames.iter().flatten().count() + held.free.len(),
             RELAY_QUEUED_FRAMES_MAX
         );
+    }
+
+    #[test]
+    fn attack_what_waits_of_a_device_that_is_taken_out_is_not_passed_on() {
+        let limits = RelayLimits {
+            session: None,
+            total: Some(1000),
+        };
+        let mut relay = relay(limits, 2);
+        let mut seen = Seen::default();
+        seen.offer(&mut relay, 1, &frame(1, 0, 200_000), at(0));
+        let passed = seen.bytes(1);
+        for n in 0..10 {
+            seen.offer(&mut relay, 1, &frame(1, n, 1000), at(0));
+        }
+        relay.forget(RelaySession(1));
+        while relay.deadline() != Mono::NEVER {
+            let due = relay.deadline();
+            seen.drain(&mut relay, due);
+        }
+        assert_eq!((seen.bytes(1), seen.ended), (passed, 10));
     }
 
     #[test]
