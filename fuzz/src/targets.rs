@@ -173,7 +173,7 @@ pub fn wireguard(data: &[u8]) {
 /// Packets that come out of a tunnel.
 pub fn inner(data: &[u8]) {
     use hedgerow_linux::tunnel::Rejection;
-    drop(hedgerow_linux::tunnel::inner::decode(data));
+    let _inner = hedgerow_linux::tunnel::inner::decode(data);
     for why in [Rejection::Prohibited, Rejection::Unreachable] {
         drop(hedgerow_linux::tunnel::inner::refusal(data, why));
     }
@@ -228,7 +228,7 @@ pub fn segments(data: &[u8]) {
 
 /// The exchange for a pre-shared key.
 pub fn post_quantum(data: &[u8]) {
-    drop(hedgerow_mesh::psk::Message::decode(data));
+    let _message = hedgerow_mesh::psk::Message::decode(data);
 }
 
 /// Announcements, pieces and digests of signed items, and their statements.

@@ -2,8 +2,8 @@
 //!
 //! Elements that a later version appends are skipped; everything else has one meaning and a bound.
 
-use minicbor::Decoder;
 use minicbor::data::Type;
+use minicbor::{Decode, Decoder};
 
 /// Most elements of one content, those of later versions included.
 const ELEMENTS_MAX: u64 = 64;
@@ -63,9 +63,22 @@ impl<'b> Reader<'b> {
             .ok_or(MalformedContent)
     }
 
-    /// Reads a number of at most 32 bits.
-    pub(crate) fn u32(&mut self) -> Result<u32, MalformedContent> {
-        Ok(self.element()?.u32()?)
+    /// Returns how many elements follow.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Reads one value.
+    pub(crate) fn value<T: Decode<'b, ()>>(&mut self) -> Result<T, MalformedContent> {
+        Ok(self.element()?.decode()?)
+    }
+
+    /// Reads a list of at most `max` values.
+    pub(crate) fn values<T: Decode<'b, ()>>(
+        &mut self,
+        max: usize,
+    ) -> Result<Vec<T>, MalformedContent> {
+        self.list(max, |d| Ok(d.decode()?))
     }
 
     /// Reads a list of at most `max` things.

@@ -31,7 +31,6 @@
 #![forbid(unsafe_code)]
 
 pub mod budget;
-mod cbor;
 mod content;
 pub mod introduction;
 pub mod items;

@@ -17,9 +17,10 @@ use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::message::{self, MessageKind};
 use hedgerow_model::statement::PeerQuery;
-use minicbor::{Decoder, Encoder, decode};
+use minicbor::Encoder;
 
 use crate::budget::{Bucket, Rate};
+use crate::content::{MalformedContent, Reader};
 use crate::path::RELAYS_MAX;
 use crate::timers::Timers;
 
@@ -104,32 +105,35 @@ impl LookupMessage {
     /// # Errors
     ///
     /// For anything else, and for parts above their bounds.
-    pub fn decode(bytes: &[u8]) -> Result<Self, decode::Error> {
-        let d = &mut Decoder::new(bytes);
-        let elements = crate::cbor::array(d)?;
-        let (message, read) = match d.u8()? {
-            ASK => {
-                let (number, query) = (d.u32()?, d.decode()?);
-                (Self::Ask { number, query }, 3)
-            }
-            ANSWER if elements == 2 => {
-                let number = d.u32()?;
-                let found = None;
-                (Self::Answer { number, found }, 2)
-            }
-            ANSWER => {
-                let number = d.u32()?;
-                let found = Some(Found {
-                    ticket: crate::cbor::bytes(d, TICKET_BYTES_MAX)?,
-                    endpoints: crate::cbor::list(d, ANSWER_ENDPOINTS_MAX)?,
-                    relays: crate::cbor::list(d, RELAYS_MAX)?,
-                });
-                (Self::Answer { number, found }, 5)
-            }
-            _ => return Err(decode::Error::message("unknown message")),
+    pub fn decode(bytes: &[u8]) -> Result<Self, MalformedContent> {
+        let (kind, mut r) = Reader::open(bytes)?;
+        let message = match kind {
+            ASK => Self::Ask {
+                number: r.value()?,
+                query: r.value()?,
+            },
+            ANSWER => Self::Answer {
+                number: r.value()?,
+                found: Found::read(&mut r)?,
+            },
+            _ => return Err(MalformedContent),
         };
-        crate::cbor::rest(d, elements, read)?;
+        r.close()?;
         Ok(message)
+    }
+}
+
+impl Found {
+    /// Reads what stands in an answer; nothing when it ends before.
+    fn read(r: &mut Reader<'_>) -> Result<Option<Self>, MalformedContent> {
+        if r.left() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            ticket: r.slice(TICKET_BYTES_MAX)?.to_vec(),
+            endpoints: r.values(ANSWER_ENDPOINTS_MAX)?,
+            relays: r.values(RELAYS_MAX)?,
+        }))
     }
 }
 

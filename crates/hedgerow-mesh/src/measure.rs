@@ -177,7 +177,7 @@ impl Measure {
 
     /// Takes what a peer's agent says about measuring. What is no such message is dropped.
     pub fn handle_message(&mut self, device: DeviceId, from: Path, bytes: &[u8], now: Mono) {
-        let Some(message) = Message::decode(bytes) else {
+        let Ok(message) = Message::decode(bytes) else {
             return;
         };
         match message {

@@ -137,12 +137,12 @@ impl<'b> Message<'b> {
             HAVE => Self::Have(reader.list(MARKS_MAX, mark)?),
             PULL => Self::Pull {
                 hash: hash(&mut reader)?,
-                offset: reader.u32()?,
-                pieces: reader.u32()?.min(PIECES_MAX),
+                offset: reader.value()?,
+                pieces: reader.value::<u32>()?.min(PIECES_MAX),
             },
             PIECE => Self::Piece {
                 hash: hash(&mut reader)?,
-                offset: reader.u32()?,
+                offset: reader.value()?,
                 bytes: reader.slice(PIECE_BYTES_MAX)?,
             },
             DIGEST => Self::Digest {

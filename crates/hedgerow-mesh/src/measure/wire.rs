@@ -1,7 +1,9 @@
 //! Messages about measuring: deterministic arrays, the number first; what follows the last known element
 //! is ignored.
 
-use minicbor::{Decoder, Encoder};
+use minicbor::Encoder;
+
+use crate::content::{MalformedContent, Reader};
 
 /// The peer consents.
 pub(super) const GRANTED: u8 = 0;
@@ -114,50 +116,46 @@ impl Message {
         Ok(())
     }
 
-    /// Reads one; `None` for anything else.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut d = Decoder::new(bytes);
-        let length = d.array().ok()??;
-        let kind = d.u8().ok()?;
-        let token = d.u64().ok()?;
-        let needed = match kind {
-            0 | 6 => 2,
-            1 | 3 | 7 => 3,
-            _ => 4,
-        };
-        if length < needed {
-            return None;
-        }
-        Some(match kind {
+    /// Reads one. Elements appended by a later version are ignored.
+    ///
+    /// # Errors
+    ///
+    /// For anything else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MalformedContent> {
+        let (number, mut r) = Reader::open(bytes)?;
+        let token = r.value()?;
+        let message = match number {
             0 => Self::Ping { token },
             1 => Self::Pong {
                 token,
-                is_relayed: d.bool().ok()?,
+                is_relayed: r.value()?,
             },
             2 => Self::Ask {
                 token,
-                seconds: d.u32().ok()?,
-                bytes: d.u64().ok()?,
+                seconds: r.value()?,
+                bytes: r.value()?,
             },
             3 => Self::Verdict {
                 token,
-                verdict: d.u8().ok()?,
+                verdict: r.value()?,
             },
             4 => Self::Data {
                 token,
-                number: d.u32().ok()?,
+                number: r.value()?,
             },
             5 => Self::Ack {
                 token,
-                next: d.u32().ok()?,
-                received: d.u32().ok()?,
+                next: r.value()?,
+                received: r.value()?,
             },
             6 => Self::Turn { token },
             7 => Self::End {
                 token,
-                sent: d.u32().ok()?,
+                sent: r.value()?,
             },
-            _ => return None,
-        })
+            _ => return Err(MalformedContent),
+        };
+        r.close()?;
+        Ok(message)
     }
 }

@@ -2,7 +2,9 @@
 
 use hedgerow_model::address::Underlay;
 use hedgerow_model::id::DeviceId;
-use minicbor::{Decoder, Encoder, decode};
+use minicbor::Encoder;
+
+use crate::content::{MalformedContent, Reader};
 
 /// Most candidates in one list; a longer one is refused.
 pub const CANDIDATES_MAX: usize = 16;
@@ -102,42 +104,30 @@ impl PathMessage {
     /// # Errors
     ///
     /// For anything else, and for lists above their bounds.
-    pub fn decode(bytes: &[u8]) -> Result<Self, decode::Error> {
-        let d = &mut Decoder::new(bytes);
-        let elements = crate::cbor::array(d)?;
-        let (message, read) = match d.u8()? {
-            PROBE => {
-                let (number, token, size) = (d.u32()?, d.u64()?, d.u16()?);
-                let probe = Probe {
-                    number,
-                    token,
-                    size,
-                };
-                (Self::Probe(probe), 4)
-            }
-            REPLY => {
-                let (number, token, size) = (d.u32()?, d.u64()?, d.u16()?);
-                let reply = Reply {
-                    number,
-                    token,
-                    size,
-                    seen: d.decode()?,
-                };
-                (Self::Reply(reply), 5)
-            }
-            CANDIDATES => {
-                let candidates = Candidates {
-                    generation: d.u64()?,
-                    addresses: crate::cbor::list(d, CANDIDATES_MAX)?,
-                    relays: crate::cbor::list(d, RELAYS_MAX)?,
-                };
-                (Self::Candidates(candidates), 4)
-            }
-            OBSERVED => (Self::Observed(d.decode()?), 2),
-            MOVED => (Self::Moved, 1),
-            _ => return Err(decode::Error::message("unknown message")),
+    pub fn decode(bytes: &[u8]) -> Result<Self, MalformedContent> {
+        let (number, mut r) = Reader::open(bytes)?;
+        let message = match number {
+            PROBE => Self::Probe(Probe {
+                number: r.value()?,
+                token: r.value()?,
+                size: r.value()?,
+            }),
+            REPLY => Self::Reply(Reply {
+                number: r.value()?,
+                token: r.value()?,
+                size: r.value()?,
+                seen: r.value()?,
+            }),
+            CANDIDATES => Self::Candidates(Candidates {
+                generation: r.value()?,
+                addresses: r.values(CANDIDATES_MAX)?,
+                relays: r.values(RELAYS_MAX)?,
+            }),
+            OBSERVED => Self::Observed(r.value()?),
+            MOVED => Self::Moved,
+            _ => return Err(MalformedContent),
         };
-        crate::cbor::rest(d, elements, read)?;
+        r.close()?;
         Ok(message)
     }
 }

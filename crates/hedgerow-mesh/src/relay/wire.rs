@@ -2,7 +2,9 @@
 
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::RelaySession;
-use minicbor::{Decoder, Encoder, decode};
+use minicbor::Encoder;
+
+use crate::content::{MalformedContent, Reader};
 
 /// Most sessions in one message; a longer list is refused.
 pub const SESSIONS_PER_MESSAGE_MAX: usize = 128;
@@ -127,10 +129,10 @@ impl Verdict {
         }
     }
 
-    fn read(d: &mut Decoder<'_>) -> Result<Self, decode::Error> {
-        let number = d.u8()?;
+    fn read(r: &mut Reader<'_>) -> Result<Self, MalformedContent> {
+        let number: u8 = r.value()?;
         let found = Self::ALL.into_iter().find(|v| v.number() == number);
-        found.ok_or_else(|| decode::Error::message("unknown verdict"))
+        found.ok_or(MalformedContent)
     }
 }
 
@@ -183,53 +185,41 @@ impl RelayMessage {
     /// # Errors
     ///
     /// For anything else, and for lists above their bounds.
-    pub fn decode(bytes: &[u8]) -> Result<Self, decode::Error> {
-        let d = &mut Decoder::new(bytes);
-        let elements = crate::cbor::array(d)?;
-        let (message, read) = match d.u8()? {
-            OPEN => {
-                let number = d.u32()?;
-                let sessions = crate::cbor::list(d, SESSIONS_PER_MESSAGE_MAX)?;
-                (Self::Open { number, sessions }, 3)
-            }
-            OPENED => {
-                let (number, verdict) = (d.u32()?, Verdict::read(d)?);
-                (Self::Opened { number, verdict }, 3)
-            }
-            CONNECT => {
-                let connect = Connect {
-                    number: d.u32()?,
-                    destination: d.decode()?,
-                    through: d.decode()?,
-                    origin: d.decode()?,
-                };
-                (Self::Connect(connect), 5)
-            }
-            CONNECTED => {
-                let connected = Self::Connected {
-                    number: d.u32()?,
-                    verdict: Verdict::read(d)?,
-                    session: d.decode()?,
-                };
-                (connected, 4)
-            }
-            INCOMING => {
-                let (session, from) = (d.decode()?, d.decode()?);
-                (Self::Incoming { session, from }, 3)
-            }
-            CLOSE => (
-                Self::Close {
-                    session: d.decode()?,
-                },
-                2,
-            ),
-            KEEP => {
-                let sessions = crate::cbor::list(d, SESSIONS_PER_MESSAGE_MAX)?;
-                (Self::Keep { sessions }, 2)
-            }
-            _ => return Err(decode::Error::message("unknown message")),
+    pub fn decode(bytes: &[u8]) -> Result<Self, MalformedContent> {
+        let (number, mut r) = Reader::open(bytes)?;
+        let message = match number {
+            OPEN => Self::Open {
+                number: r.value()?,
+                sessions: r.values(SESSIONS_PER_MESSAGE_MAX)?,
+            },
+            OPENED => Self::Opened {
+                number: r.value()?,
+                verdict: Verdict::read(&mut r)?,
+            },
+            CONNECT => Self::Connect(Connect {
+                number: r.value()?,
+                destination: r.value()?,
+                through: r.value()?,
+                origin: r.value()?,
+            }),
+            CONNECTED => Self::Connected {
+                number: r.value()?,
+                verdict: Verdict::read(&mut r)?,
+                session: r.value()?,
+            },
+            INCOMING => Self::Incoming {
+                session: r.value()?,
+                from: r.value()?,
+            },
+            CLOSE => Self::Close {
+                session: r.value()?,
+            },
+            KEEP => Self::Keep {
+                sessions: r.values(SESSIONS_PER_MESSAGE_MAX)?,
+            },
+            _ => return Err(MalformedContent),
         };
-        crate::cbor::rest(d, elements, read)?;
+        r.close()?;
         Ok(message)
     }
 }
