@@ -4,7 +4,6 @@
 #[path = "../../../../fuzz/src/targets.rs"]
 #[expect(
     unreachable_pub,
-    dropping_copy_types,
     clippy::drop_non_drop,
     reason = "a library of its own under fuzz/, which throws away what decodes"
 )]
