@@ -19,14 +19,15 @@ use crate::shell::{capture, local};
 use crate::{print, say};
 
 /// Examples below `capture --help`.
-pub(crate) const CAPTURE_EXAMPLES: &str = "Examples:
+pub(crate) const CAPTURE_EXAMPLES: &str = "\
+Examples:
   hedgerow-agent capture plc-1 -w plc.pcap
   hedgerow-agent capture plc-1.plant-2 -w plc.pcap -c 100
   hedgerow-agent capture all -w - | tcpdump -nr -
 
-The copies are of inner packets: what comes in is seen before the firewall judges it, what goes out
-after. Where the kernel joins segments for the tunnel, one packet here is several on the wire. The
-agent records the events capture_started and capture_ended.";
+The copies are of inner packets: what comes in is seen before the firewall judges it, what goes \
+out after. Where the kernel joins segments for the tunnel, one packet here is several on the \
+wire. The agent records the events capture_started and capture_ended.";
 
 /// What `capture` takes.
 #[derive(Debug, Args)]
@@ -95,9 +96,10 @@ async fn ask(config: &Config, request: &local::Request) -> Result<Value, Failure
 }
 
 /// Below `peers --help`.
-pub(crate) const PEERS_HELP: &str = "A peer is a device that packets were exchanged with, and a relay that is kept. PATH is how datagrams go
-to it, ADDRESS where they are sent: the peer's own or the relay's. PQ says whether the session has a
-post-quantum key. `hedgerow-agent paths` lists the other ways.";
+pub(crate) const PEERS_HELP: &str = "\
+A peer is a device that packets were exchanged with, and a relay that is kept. PATH is how \
+datagrams go to it, ADDRESS where they are sent: the peer's own or the relay's. PQ says whether \
+the session has a post-quantum key. `hedgerow-agent paths` lists the other ways.";
 
 /// Prints the peers.
 pub(crate) async fn peers(config: &Config, json: bool) -> Result<(), Failure> {
@@ -109,8 +111,9 @@ pub(crate) async fn peers(config: &Config, json: bool) -> Result<(), Failure> {
 }
 
 /// Below `paths --help`.
-pub(crate) const PATHS_HELP: &str = "The way in use is marked with *. `alive` answers probes, `fresh` is being tried, `resting` does not answer
-and is tried again after a pause.
+pub(crate) const PATHS_HELP: &str = "\
+The way in use is marked with *. `alive` answers probes, `fresh` is being tried, `resting` does \
+not answer and is tried again after a pause.
 
 Examples:
   hedgerow-agent paths
@@ -137,9 +140,10 @@ fn no_peer(name: &str) -> Failure {
 }
 
 /// Below `ping --help`.
-pub(crate) const PING_HELP: &str = "The question goes to the peer's agent inside the tunnel, so it says how the way is, whatever services
-policy allows between the two. A device that policy lets neither call nor be called cannot be asked.
-Ctrl-C ends it with a summary.
+pub(crate) const PING_HELP: &str = "\
+The question goes to the peer's agent inside the tunnel, so it says how the way is, whatever \
+services policy allows between the two. A device that policy lets neither call nor be called \
+cannot be asked. Ctrl-C ends it with a summary.
 
 Examples:
   hedgerow-agent ping plc-1.plant-2
@@ -206,8 +210,9 @@ pub(crate) async fn ping(
 }
 
 /// Below `trace --help`.
-pub(crate) const TRACE_HELP: &str = "From this device's own addresses over the NAT in front of it and the relay between, to the peer, each
-with its round trip, and why the way is what it is.
+pub(crate) const TRACE_HELP: &str = "\
+From this device's own addresses over the NAT in front of it and the relay between, to the peer, \
+each with its round trip, and why the way is what it is.
 
 Example:
   hedgerow-agent trace plc-1.plant-2";
@@ -228,9 +233,10 @@ pub(crate) async fn trace(name: &str, config: &Config, json: bool) -> Result<(),
 }
 
 /// Below `bench --help`.
-pub(crate) const BENCH_HELP: &str = "Both agents send to each other inside the tunnel, first there, then back. The peer has to consent:
-`mesh.bench = \"allow\"` in its agent.toml. At most 10 seconds each way and 2 GiB altogether; one
-measurement at a time.
+pub(crate) const BENCH_HELP: &str = "\
+Both agents send to each other inside the tunnel, first there, then back. The peer has to \
+consent: `mesh.bench = \"allow\"` in its agent.toml. At most 10 seconds each way and 2 GiB \
+altogether; one measurement at a time.
 
 Example:
   hedgerow-agent bench plc-1.plant-2 --seconds 5";

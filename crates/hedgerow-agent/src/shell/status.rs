@@ -307,7 +307,6 @@ fn peers(daemon: &Daemon) -> Vec<Value> {
                 "session": peer.in_session,
                 "key": hexadecimal(&peer.wireguard_key.0),
                 "keys_overlap": peer.keys_overlap,
-                "post_quantum": seen.is_some_and(|s| s.psk),
                 "psk_age_seconds": agreed.map(|at| now.mono.since(at).as_secs()),
                 "psk_failures": psk.map(|p| p.failures),
                 "ticket_not_after": peer.ticket_not_after_secs,
@@ -388,21 +387,31 @@ pub(crate) fn text(status: &Value) -> String {
         show("/table/underlay")
     ));
     lines.push(format!("Clock     {}", show("/clock/state")));
-    let peers = status.pointer("/mesh/peers").and_then(Value::as_array);
-    for peer in peers.into_iter().flatten() {
-        lines.push(format!(
-            "Peer      {}.{} at {}, session {}{}",
-            plain(peer.get("name")),
-            plain(peer.get("site")),
-            plain(peer.get("endpoint")),
-            plain(peer.get("session")),
-            match peer.get("grace") == Some(&Value::Bool(true)) {
-                true => ", its ticket has expired: in grace",
-                false => "",
-            }
-        ));
-    }
+    lines.push(format!("Peers     {}", peers_summary(status)));
     lines.join("\n")
+}
+
+/// Says how many peers there are and how they are reached; a hub has thousands.
+fn peers_summary(status: &Value) -> String {
+    let peers = status.pointer("/mesh/peers").and_then(Value::as_array);
+    let peers: Vec<&Value> = peers.into_iter().flatten().collect();
+    let count = |key: &str, wanted: Value| {
+        let fits = |p: &&&Value| p.get(key) == Some(&wanted);
+        peers.iter().filter(fits).count()
+    };
+    let relayed = peers.iter().filter(|p| {
+        p.get("session") == Some(&Value::Bool(true)) && p.get("path") == Some(&json!("relayed"))
+    });
+    let graced = match count("grace", Value::Bool(true)) {
+        0 => String::new(),
+        n => format!(", {n} whose ticket has expired (in grace)"),
+    };
+    format!(
+        "{}, {} with a session, {} of these through a relay{graced}",
+        peers.len(),
+        count("session", Value::Bool(true)),
+        relayed.count(),
+    )
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -416,5 +425,25 @@ fn plain(value: Option<&Value>) -> String {
         Some(Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
             value.map(Value::to_string).unwrap_or_default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_counted_by_how_they_are_reached() {
+        let peer = |session: bool, path: &str, grace: bool| json!({ "session": session, "path": path, "grace": grace });
+        let peers = [
+            peer(true, "direct", false),
+            peer(true, "relayed", true),
+            peer(false, "relayed", false),
+        ];
+        let status = json!({ "mesh": { "peers": peers } });
+        assert_eq!(
+            peers_summary(&status),
+            "3, 2 with a session, 1 of these through a relay, 1 whose ticket has expired (in grace)"
+        );
     }
 }
