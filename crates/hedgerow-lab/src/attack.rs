@@ -1,6 +1,7 @@
 //! Attack tools: forged packets, a stranger's datagrams, a copied disk.
 
 pub(crate) mod foreign;
+pub(crate) mod renegotiate;
 
 use std::net::IpAddr;
 

@@ -172,6 +172,9 @@ enum Command {
         #[arg(long)]
         key: Option<String>,
     },
+    /// Begins handshakes without end in the name of a device of ours: an attack.
+    #[command(hide = true)]
+    Renegotiate(attack::renegotiate::Order),
     /// Tries connections: one end of a probe.
     #[command(hide = true)]
     Probe,
@@ -244,6 +247,7 @@ pub fn main() -> ExitCode {
             insider,
             key,
         } => introduce(&state, endpoint, insider.as_deref().zip(key.as_deref())),
+        Command::Renegotiate(order) => order.run(),
         Command::Probe => probe::probe().map(|()| true),
         Command::Respond { tcp, udp } => probe::respond(&tcp, &udp).map(|()| true),
     };

@@ -89,7 +89,7 @@ pub(crate) fn introduce(state: &Path, endpoint: SocketAddr) -> Result<Answered> 
         &target,
         &stranger(now)?,
         endpoint,
-        UdpSocket::bind("0.0.0.0:0")?,
+        &UdpSocket::bind("0.0.0.0:0")?,
         now,
     )
 }
@@ -113,12 +113,13 @@ pub(crate) fn introduce_insider(
         &target,
         &identity,
         endpoint,
-        UdpSocket::bind("0.0.0.0:7117")?,
+        &UdpSocket::bind("0.0.0.0:7117")?,
         now,
     )
 }
 
-fn moment() -> Now {
+/// Returns the wall clock's time, for statements.
+pub(super) fn moment() -> Now {
     Now {
         mono: Mono::ZERO,
         wall: Wall::from_secs(clock::wall_secs()),
@@ -126,11 +127,16 @@ fn moment() -> Now {
     }
 }
 
-fn converse(
+/// Introduces `own` at `endpoint`, and takes what comes back within a second of silence.
+///
+/// # Errors
+///
+/// When nothing can be sent.
+pub(super) fn converse(
     target: &Target,
     own: &OwnIdentity,
     endpoint: SocketAddr,
-    socket: UdpSocket,
+    socket: &UdpSocket,
     now: Now,
 ) -> Result<Answered> {
     let standing = Standing::new(None);
@@ -206,7 +212,12 @@ struct Slot {
     ticket: Vec<u8>,
 }
 
-fn insider(
+/// Makes a device's statements of the keys on its disk, with another WireGuard key.
+///
+/// # Errors
+///
+/// When the disk holds no identity.
+pub(super) fn insider(
     state: &Path,
     target: &Target,
     wireguard_key: X25519Public,

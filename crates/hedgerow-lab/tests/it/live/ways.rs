@@ -5,16 +5,19 @@
 mod copied;
 mod hops;
 mod hostile;
+mod liar;
 mod nats;
+mod restless;
 mod six;
 
 use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hedgerow_lab::clock;
 use hedgerow_lab::process::{self, Signal};
+use serde_json::Value;
 
 use super::device::Device;
 use super::plot::{POLICY, Plot};
@@ -177,6 +180,27 @@ fn wait_way(device: &Device<'_>, peer: &str, fits: impl Fn(&str) -> bool) -> Res
         clock::ms_since(start),
     );
     Ok(found)
+}
+
+/// Waits until a way through a relay answers that is not in use.
+fn wait_standby(device: &Device<'_>, peer: &str, relay: &str) -> Result<()> {
+    let start = clock::now();
+    let what = format!("a second way from {} to {peer}", device.name);
+    clock::wait_for(&what, FIND, || {
+        let known = device.peer(peer)?.context("no peer")?["routes"].clone();
+        let mut routes = known.as_array().into_iter().flatten();
+        let by = format!("{relay}.");
+        let is_by = |r: &Value| {
+            r["relay"]
+                .as_str()
+                .is_some_and(|name| name.starts_with(&by))
+        };
+        let found = routes.any(|r| is_by(r) && r["state"] == "alive");
+        ensure!(found, "{known}");
+        Ok(Some(()))
+    })?;
+    measured(&what, clock::ms_since(start));
+    Ok(())
 }
 
 /// Returns every way that a device knows to a peer, for the words of a failure.

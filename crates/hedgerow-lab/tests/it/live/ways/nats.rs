@@ -10,11 +10,12 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, ensure};
 use hedgerow_lab::clock;
-use serde_json::Value;
 
 use super::super::device::Device;
 use super::super::plot::Plot;
-use super::{FIND, Nat, Pulse, join, measured, policy, relay, routes, rules, wait_way};
+use super::{
+    FIND, Nat, Pulse, join, measured, policy, relay, routes, rules, wait_standby, wait_way,
+};
 
 const NAT_AT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 61);
 const PUBLIC: &str = "direct at 10.77.2.11:7117";
@@ -168,36 +169,15 @@ impl<'p> Cast<'p> {
 
     fn relay_dies(&self) -> Result<()> {
         let (used, other) = self.used()?;
-        self.wait_standby(&self.one, "public", other)?;
-        self.wait_standby(&self.public, "one", other)?;
+        wait_standby(&self.one, "public", &other.name)?;
+        wait_standby(&self.public, "one", &other.name)?;
         let pulse = Pulse::start(&self.one, "relay-dies", &self.public.overlay(6)?)?;
         used.kill_for_good()?;
         self.wait_relay(other)?;
         pulse.end("relay killed")?;
         used.revive()?;
-        self.wait_standby(&self.one, "public", used)?;
-        self.wait_standby(&self.public, "one", used)
-    }
-
-    /// Waits until a way through a relay answers that is not in use.
-    fn wait_standby(&self, device: &Device<'_>, peer: &str, relay: &Device<'_>) -> Result<()> {
-        let start = clock::now();
-        let what = format!("a second way from {} to {peer}", device.name);
-        clock::wait_for(&what, FIND, || {
-            let known = device.peer(peer)?.context("no peer")?["routes"].clone();
-            let mut routes = known.as_array().into_iter().flatten();
-            let by = format!("{}.", relay.name);
-            let is_by = |r: &Value| {
-                r["relay"]
-                    .as_str()
-                    .is_some_and(|name| name.starts_with(&by))
-            };
-            let found = routes.any(|r| is_by(r) && r["state"] == "alive");
-            ensure!(found, "{known}");
-            Ok(Some(()))
-        })?;
-        measured(&what, clock::ms_since(start));
-        Ok(())
+        wait_standby(&self.one, "public", &used.name)?;
+        wait_standby(&self.public, "one", &used.name)
     }
 
     fn relay_in_quarantine(&self) -> Result<()> {
