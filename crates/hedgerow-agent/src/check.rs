@@ -4,6 +4,7 @@ mod clock;
 mod firewall;
 mod identity;
 mod lifeline;
+mod links;
 mod machine;
 mod names;
 mod state;
@@ -76,6 +77,7 @@ pub(crate) async fn all(config: &Config) -> Vec<Finding> {
     findings.extend(firewall::check(config));
     findings.extend(lifeline::check(config).await);
     findings.extend(names::check(config).await);
+    findings.extend(links::check(config).await);
     findings.extend(uplink::check(config).await);
     findings
 }

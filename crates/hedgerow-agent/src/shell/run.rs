@@ -16,7 +16,6 @@ use hedgerow_linux::{disk, nft, process, tunnel};
 use hedgerow_mesh::Mesh;
 use hedgerow_model::address::{OverlayAddresses, Underlay};
 use hedgerow_model::event::{Event, EventKind};
-use hedgerow_model::id::DeviceId;
 use hedgerow_model::ruleset::Askers;
 use hedgerow_model::{Mono, Now};
 use hedgerow_sync::{AgentSession, Backoff};
@@ -24,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::clock::Clock;
 use super::entropy;
+use super::gossip::Record;
 use super::identity::{Identities, Keys, not_enrolled};
 use super::leave::{Heard, Leaving};
 use super::lifeline;
@@ -142,8 +142,8 @@ pub(crate) struct Daemon {
     pub(super) captures: usize,
     pub(super) waiting: Waiting,
     pub(super) links: RelayLinks,
-    /// Sequence, endpoints and relays of the endpoint record signed last.
-    pub(super) record: Option<(u64, Vec<Underlay>, Vec<DeviceId>)>,
+    /// The endpoint record signed last.
+    pub(super) record: Option<Record>,
     pub(super) record_at: Mono,
 }
 

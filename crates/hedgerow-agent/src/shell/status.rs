@@ -360,6 +360,11 @@ pub(crate) fn text(status: &Value) -> String {
         is_bad.then(|| format!("Warning: {warning}"))
     });
     let mut lines: Vec<String> = warnings.collect();
+    if let Some(trouble) = status.pointer("/mesh/links/error").and_then(Value::as_str) {
+        lines.push(format!(
+            "Warning: this relay takes no links over TLS: {trouble} (see `hedgerow-agent check`)"
+        ));
+    }
     if show("/device/held") != "none" {
         lines.push(format!(
             "Warning: held by the controller: {}",

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hedgerow_lab::clock;
+use hedgerow_lab::{clock, process};
 use serde_json::Value;
 
 use super::device::Device;
@@ -66,6 +66,35 @@ fn wait_carrier(device: &Device<'_>, peer: &str, carrier: &str) -> Result<Value>
     })
 }
 
+/// Waits until a program listens where a relay takes links.
+fn wait_taken(relay: &Device<'_>) -> Result<()> {
+    clock::wait_for("the port to be taken", FIND, || {
+        let open = relay.run(&["ss", "--no-header", "-ltn"])?.done()?;
+        Ok(open.contains(":443 ").then_some(()))
+    })
+}
+
+/// Waits until `check` finds this of the port where a relay takes links, and what it should be told with it.
+fn said_of_port(relay: &Device<'_>, severity: &str) -> Result<()> {
+    clock::wait_for("word of the relay's port", FIND, || {
+        let said = relay.agent(&["--json", "check"])?.out;
+        let said: Value = serde_json::from_str(&said)?;
+        let findings = said["findings"].as_array().context("no findings")?;
+        let found = findings.iter().find(|f| f["check"] == "relay_port");
+        let found = found.context("nothing is said")?;
+        ensure!(found["severity"] == severity, "{found}");
+        let is_bad = severity == "error";
+        let (text, words) = (found.to_string(), ["443", "in use", "ss -ltnp"]);
+        ensure!(!is_bad || words.iter().all(|w| text.contains(w)), "{text}");
+        let status = relay.agent(&["status"])?.done()?;
+        ensure!(
+            status.contains("takes no links over TLS") == is_bad,
+            "{status}"
+        );
+        Ok(Some(()))
+    })
+}
+
 #[test]
 fn a_device_without_udp_reaches_its_peers_by_a_relays_tls_and_leaves_it_when_udp_is_back()
 -> Result<()> {
@@ -74,7 +103,14 @@ fn a_device_without_udp_reaches_its_peers_by_a_relays_tls_and_leaves_it_when_udp
     block(&plot, true)?;
     let relay = plot.device("relay", "s1", 51)?;
     enroll(&plot, &relay, "s1", "role=other,relay=yes")?;
+    // Another program was first; until it goes, the agent says so.
+    let taker = relay.spawn("taker", &["socat", "TCP6-LISTEN:443,ipv6only=0", "STDOUT"])?;
+    wait_taken(&relay)?;
     relay.start()?;
+    said_of_port(&relay, "error")?;
+    process::kill(taker);
+    process::wait_end(taker, FIND)?;
+    said_of_port(&relay, "ok")?;
     let right = plot.enrolled("right", "s1", 12, "right")?;
     let left = plot.device("left", "s2", 11)?;
     enroll(&plot, &left, "s2", "role=left")?;
