@@ -370,6 +370,16 @@ impl Server {
             self.announce(session, origin);
             return Some((Verdict::Done, Some(session)));
         }
+        // The other end may have asked for the same first: one session serves both.
+        let asked_there = self.joined.get(&(destination, destination, device));
+        if let Some(theirs) = asked_there.filter(|_| connect.origin.is_none()).copied()
+            && let Some(ours) = self.sides.get(&theirs).map(|side| side.other)
+            && self.owner(ours) == Some(device)
+        {
+            self.timers.set(Timer::Session(theirs), now + SESSION_FOR);
+            self.announce(ours, origin);
+            return Some((Verdict::Done, Some(ours)));
+        }
         if self.is_registered(destination) {
             let made = self.join(key, destination, None, now);
             return Some(match made {
