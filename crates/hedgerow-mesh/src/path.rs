@@ -62,6 +62,12 @@ pub const SUSPICION_EVERY: Duration = Duration::from_millis(40);
 pub const LOST_AFTER: Duration = Duration::from_secs(8);
 /// The same of a relay that this device keeps: others wait for it.
 pub const RELAY_LOST_AFTER: Duration = Duration::from_millis(400);
+/// Probes that one peer is sent per second, and at once; beyond, only the path in use is probed. Far below
+/// what the peer takes, who would drop the rest and so make paths look dead that are not.
+pub const PROBES_PER_SECOND: crate::budget::Rate = crate::budget::Rate {
+    per_second: 20,
+    burst: 80,
+};
 /// Messages about paths that one peer may send per second, and at once.
 pub const MESSAGES_PER_SECOND: crate::budget::Rate = crate::budget::Rate {
     per_second: 60,
@@ -100,7 +106,8 @@ pub enum Output {
         /// In bytes of an inner packet.
         mtu: Option<u16>,
     },
-    /// The path in use does not answer: more paths are wanted.
+    /// The path in use does not answer or was taken back, and no other is known to work: more are wanted.
+    /// Said again after pauses that grow, for as long as that is so.
     Trouble {
         /// Which peer.
         device: DeviceId,
@@ -401,9 +408,10 @@ impl Paths {
         self.one(device, |peer, common| peer.link(path, common, now));
     }
 
-    /// A relay does not pass this peer's session on any more.
-    pub fn handle_closed(&mut self, device: DeviceId, path: Path, now: Mono) {
-        self.one(device, |peer, common| peer.closed(path, common, now));
+    /// A relay does not pass these sessions with the peer on any more. The one in use is left also without
+    /// traffic: it may be closed because nobody is to send through that relay.
+    pub fn handle_closed(&mut self, device: DeviceId, paths: &[Path], now: Mono) {
+        self.one(device, |peer, common| peer.closed(paths, common, now));
     }
 
     /// Datagrams to the relay at `from` go to `to` from now on: routes through it go on there.

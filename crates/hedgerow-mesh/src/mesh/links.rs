@@ -42,7 +42,7 @@ impl Mesh {
         }
         if let Some(at) = at {
             let path = Path::direct(at);
-            self.ways.paths.handle_closed(device, path, now);
+            self.ways.paths.handle_closed(device, &[path], now);
         }
         self.drain_ways(view);
     }

@@ -3,4 +3,5 @@
 mod attacks;
 mod known;
 mod life;
+mod ways;
 mod world;

@@ -50,9 +50,8 @@ impl Ways {
 
     /// Leaves every way through relays to a relay or a guest.
     fn meet_directly(&mut self, device: DeviceId, now: Mono) {
-        for path in self.client.paths_to(device) {
-            self.paths.handle_closed(device, path, now);
-        }
+        let ways = self.client.paths_to(device);
+        self.paths.handle_closed(device, &ways, now);
         self.client.handle_unwanted(device);
     }
 }
@@ -399,7 +398,7 @@ impl Mesh {
         }
     }
 
-    fn path_moved(
+    pub(super) fn path_moved(
         &mut self,
         device: DeviceId,
         (from, to): (Path, Path),
@@ -416,10 +415,8 @@ impl Mesh {
         });
         self.peer_found_at(device, to);
         if self.ways.client.knows(device) && to.is_direct() {
-            let now = view.now.mono;
-            let Ways { paths, client, .. } = &mut self.ways;
-            client.handle_tunnel(device, to.to, now);
-            paths.handle_relay_moved(from.to, to.to, now);
+            let client = &mut self.ways.client;
+            client.handle_tunnel(device, to.to, view.now.mono);
         }
     }
 
@@ -465,8 +462,13 @@ impl Mesh {
             // A relay at home wants us through another: its frames would come back the same way.
             ClientOutput::Opened { device, .. } if self.ways.client.home().contains(&device) => {}
             ClientOutput::Opened { device, path } => self.add_path(device, path, view),
-            ClientOutput::Closed { device, path } => {
-                self.ways.paths.handle_closed(device, path, view.now.mono);
+            ClientOutput::Closed { device, paths } => {
+                let now = view.now.mono;
+                self.ways.paths.handle_closed(device, &paths, now);
+            }
+            ClientOutput::Moved { from, to } => {
+                let now = view.now.mono;
+                self.ways.paths.handle_relay_moved(from, to, now);
             }
         }
     }

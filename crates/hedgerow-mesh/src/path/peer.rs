@@ -1,5 +1,6 @@
 //! One peer's routes: tried together, compared, replaced.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hedgerow_model::Mono;
@@ -11,7 +12,8 @@ use super::candidates::judge;
 use super::route::{LINK_REST_MAX, REST_MAX, Route, Standing};
 use super::wire::{Candidates, PathMessage, Probe, Reply};
 use super::{
-    ACTIVE_FOR, Common, Dropped, MESSAGES_PER_SECOND, Output, ROUTES_MAX, RouteStatus, Why,
+    ACTIVE_FOR, Common, Dropped, MESSAGES_PER_SECOND, Output, PROBES_PER_SECOND, ROUTES_MAX,
+    RouteStatus, Why,
 };
 use crate::budget::Bucket;
 
@@ -40,6 +42,8 @@ const STRAIGHT: Duration = Duration::from_secs(1);
 const BETTER_BY: Duration = Duration::from_millis(2);
 /// So many silences in a row on a path whose short probes are answered mean that it loses long packets.
 const SILENCES_MAX: u32 = 2;
+/// How long a way around is looked for when the path in use is taken back while nothing is sent.
+const LEAVE_FOR: Duration = Duration::from_secs(20);
 /// At most one search for that in so long.
 const SEARCH_EVERY: Duration = Duration::from_secs(30);
 
@@ -49,6 +53,21 @@ struct Trouble {
     since: Mono,
     next: Mono,
     rounds: u32,
+    /// When more paths are wanted again, and how often they were.
+    want_at: Mono,
+    wanted: u32,
+}
+
+impl Trouble {
+    fn new(now: Mono) -> Self {
+        Self {
+            since: now,
+            next: now,
+            rounds: 0,
+            want_at: now,
+            wanted: 0,
+        }
+    }
 }
 
 /// How often packets went unanswered on a path that answers probes.
@@ -81,6 +100,8 @@ pub(super) struct Peer {
     tell: Option<(usize, Mono)>,
     mtu: Option<u16>,
     bucket: Bucket,
+    /// For probes to the peer.
+    budget: Bucket,
 }
 
 impl Peer {
@@ -103,6 +124,7 @@ impl Peer {
             tell: None,
             mtu: None,
             bucket: Bucket::full(MESSAGES_PER_SECOND, now),
+            budget: Bucket::full(PROBES_PER_SECOND, now),
         }
     }
 
@@ -149,6 +171,9 @@ impl Peer {
         self.active_until = now + ACTIVE_FOR;
         if !was_awake {
             self.wake(common, now);
+            if self.is_closed() {
+                self.suspect(common, now);
+            }
         }
     }
 
@@ -211,17 +236,25 @@ impl Peer {
     /// A way is taken back. The one in use is left for the first other that answers.
     ///
     /// It is remembered, so that a peer which still speaks by it does not make it a new one.
-    pub(super) fn closed(&mut self, path: Path, common: &mut Common, now: Mono) {
-        let Some(route) = self.route(path) else {
-            return;
-        };
-        route.is_closed = true;
-        if path == self.current {
-            self.suspect(common, now);
-            self.choose(common, now);
-        } else {
-            self.rest_closed(common, now);
+    pub(super) fn closed(&mut self, paths: &[Path], common: &mut Common, now: Mono) {
+        let routes = self.routes.iter_mut();
+        for route in routes.filter(|route| paths.contains(&route.path)) {
+            route.is_closed = true;
         }
+        self.rest_closed(common, now);
+        if self.is_closed() {
+            self.active_until = self.active_until.max(now + LEAVE_FOR);
+            self.choose(common, now);
+        }
+        if self.is_closed() {
+            self.suspect(common, now);
+        }
+    }
+
+    /// Whether the path in use was taken back.
+    fn is_closed(&self) -> bool {
+        let mut routes = self.routes.iter();
+        routes.any(|route| route.path == self.current && route.is_closed)
     }
 
     fn rest_closed(&mut self, common: &mut Common, now: Mono) {
@@ -242,6 +275,8 @@ impl Peer {
         for route in &mut self.routes {
             route.path = moved(route.path);
         }
+        let mut known = BTreeSet::new();
+        self.routes.retain(|route| known.insert(route.path));
         if self.current != before {
             common.output.push_back(Output::Move {
                 device: self.device,
@@ -329,11 +364,7 @@ impl Peer {
     /// Begins to probe the path in use, and soon all others.
     fn suspect(&mut self, common: &mut Common, now: Mono) {
         if self.trouble.is_none() {
-            self.trouble = Some(Trouble {
-                since: now,
-                next: now,
-                rounds: 0,
-            });
+            self.trouble = Some(Trouble::new(now));
         }
         self.timeout(common, now);
     }
@@ -475,6 +506,8 @@ impl Peer {
         let is_blocked = current.mtu.is_blocked(now);
         let is_silent = since.is_some() && current.misses >= MISSES_DEAD;
         let is_dead = is_blocked || is_silent || current.is_closed;
+        // One that was taken back says nothing against the others.
+        let since = since.filter(|_| !current.is_closed);
         let proven = |route: &&Route| match since {
             Some(since) => route.proven_at.is_some_and(|at| at >= since),
             // What answered before the one in use fell silent may have gone with it.

@@ -4,6 +4,8 @@ use hedgerow_model::path::RelaySession;
 
 use super::*;
 
+mod taken_back;
+
 /// Two devices, the network between them, and what their tunnels do.
 struct Pair {
     now: Mono,
@@ -346,33 +348,19 @@ fn through_two_relays() -> Pair {
 }
 
 #[test]
-fn a_way_that_was_taken_back_is_left_although_it_still_answers() {
+fn a_way_through_a_relay_that_moved_is_one_way_still() {
     let mut pair = through_two_relays();
-    pair.with(0, |p, device, now| {
-        p.handle_closed(device, relayed(1), now);
-    });
-    pair.run(ms(300));
-    assert_eq!(pair.current[0], relayed(7));
-    pair.run(Duration::from_secs(10));
-    assert_eq!(pair.current[0], relayed(7));
-    let left = pair.paths[0].routes(device(1));
-    assert!(
-        left.iter().all(|route| route.path != relayed(1)),
-        "{left:?}"
-    );
-}
-
-#[test]
-fn a_way_that_was_taken_back_and_given_again_is_good_again() {
-    let mut pair = Pair::through_relay();
-    pair.run(ms(500));
-    pair.with(0, |p, device, now| {
-        p.handle_closed(device, relayed(1), now);
-        p.handle_known(device, &[relayed(1)], now);
-    });
-    pair.run(LOST_AFTER * 2);
-    assert!(!pair.log[0].contains(&Output::Lost { device: device(1) }));
-    assert!(pair.paths[0].answers(device(1)));
+    let [before, after] = ["203.0.113.1:7117", "203.0.113.9:7117"];
+    let [before, after] = [before, after].map(|text| Underlay(text.parse().unwrap()));
+    let new = Path::relayed(after, RelaySession(1));
+    pair.link(new, relayed(2), ms(15));
+    // It was told of at its new place first.
+    pair.with(0, |p, device, now| p.handle_known(device, &[new], now));
+    pair.with(0, |p, _, now| p.handle_relay_moved(before, after, now));
+    let routes = pair.paths[0].routes(device(1));
+    let same = routes.iter().filter(|route| route.path == new);
+    assert_eq!(same.count(), 1, "{routes:?}");
+    assert_eq!(pair.current[0], new);
 }
 
 #[test]
@@ -567,6 +555,33 @@ fn both_ends_probe_at_the_same_time() {
             .any(|o| matches!(o, Output::Send { via: Some(via), .. } if *via == to))
     };
     assert!(first(0, direct(B)) && first(1, direct(A)));
+}
+
+#[test]
+fn probes_of_many_dead_paths_stay_below_what_the_peer_takes() {
+    let mut pair = Pair::through_relay();
+    let many: Vec<Path> = (10..30).map(relayed).collect();
+    pair.with(0, |p, device, now| p.handle_known(device, &many, now));
+    pair.cut(relayed(1), relayed(2));
+    let begin = pair.log[0].len();
+    let others = |pair: &Pair| {
+        let sent = pair.log[0].iter().skip(begin);
+        let other =
+            |o: &&Output| matches!(o, Output::Send { via: Some(via), .. } if *via != relayed(1));
+        u32::try_from(sent.filter(other).count()).unwrap()
+    };
+    for second in 1..=60 {
+        // What is found and lost again begins the trouble anew.
+        for _ in 0..5 {
+            pair.with(0, |p, device, now| {
+                p.handle_known(device, &many, now);
+                p.handle_silent(device, now);
+            });
+            pair.run(ms(200));
+        }
+        let most = PROBES_PER_SECOND.burst + second * PROBES_PER_SECOND.per_second;
+        assert!(others(&pair) <= most, "{} in {second} s", others(&pair));
+    }
 }
 
 #[test]

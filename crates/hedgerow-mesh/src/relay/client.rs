@@ -74,12 +74,19 @@ pub enum ClientOutput {
         /// The way.
         path: Path,
     },
-    /// It is over.
+    /// These are over, all at once: none of them is a way around the others.
     Closed {
-        /// With whom it was.
+        /// With whom they were.
         device: DeviceId,
-        /// The way.
-        path: Path,
+        /// The ways.
+        paths: Vec<Path>,
+    },
+    /// Datagrams to a relay go elsewhere than before, and with them all sessions through it.
+    Moved {
+        /// Where they went.
+        from: Underlay,
+        /// Where they go.
+        to: Underlay,
     },
 }
 
@@ -204,13 +211,18 @@ impl Client {
             return;
         };
         relay.asked = false;
-        let is_new = relay.tunnel.replace(to).is_none();
-        if is_new {
+        let before = relay.tunnel.replace(to);
+        if before.is_none() {
             relay.failures = 0;
             relay.retry_at = None;
             self.timers.clear(Timer::Relay(device));
             self.reconsider(now);
-        } else if self.home.contains(&device) {
+            return;
+        }
+        if let Some(from) = before.filter(|from| *from != to) {
+            self.output.push_back(ClientOutput::Moved { from, to });
+        }
+        if self.home.contains(&device) {
             // After a restart it does not know us.
             self.open(device, now);
         }
@@ -226,15 +238,15 @@ impl Client {
         relay.opening = None;
         relay.asked = false;
         let sessions = std::mem::take(&mut relay.sessions);
+        let mut ways: BTreeMap<DeviceId, Vec<Path>> = BTreeMap::new();
         for (session, other) in sessions {
             self.unlink(device, session, other);
-            if let Some(to) = to {
-                let path = Path::relayed(to, session);
-                self.output.push_back(ClientOutput::Closed {
-                    device: other,
-                    path,
-                });
-            }
+            let path = to.map(|to| Path::relayed(to, session));
+            ways.entry(other).or_default().extend(path);
+        }
+        for (device, paths) in ways.into_iter().filter(|(_, paths)| !paths.is_empty()) {
+            self.output
+                .push_back(ClientOutput::Closed { device, paths });
         }
         for (destination, want) in &mut self.wants {
             if let Some(attempt) = want.attempts.remove(&device) {
@@ -329,10 +341,9 @@ impl Client {
             return;
         };
         self.unlink(device, session, other);
-        let path = Path::relayed(to, session);
         self.output.push_back(ClientOutput::Closed {
             device: other,
-            path,
+            paths: vec![Path::relayed(to, session)],
         });
         let has_another = |r: &Relay| r.sessions.values().any(|end| *end == other);
         let want = self.wants.get(&other);

@@ -101,7 +101,7 @@ impl World {
                     ClientOutput::Say { relay, bytes } => self.says.push((device, relay, bytes)),
                     ClientOutput::Opened { device, path } => node.opened.push((device, path)),
                     ClientOutput::Closed { device, .. } => node.closed.push(device),
-                    ClientOutput::Suspect { .. } => {}
+                    ClientOutput::Suspect { .. } | ClientOutput::Moved { .. } => {}
                 }
             } else if let Some(output) = node.server.poll() {
                 match output {
@@ -205,6 +205,21 @@ fn two_devices_at_one_relay_are_joined_both_ways() {
     world.want(1, 2, &[]);
     assert_eq!(world.node(1).opened.last().unwrap().1, path);
     assert_eq!(world.node(100).server.status().sessions, 1);
+}
+
+#[test]
+fn two_who_want_each_other_share_one_session() {
+    let mut world = World::new(&[1, 2, 100]);
+    world.know(1, 100);
+    world.know(2, 100);
+    world.want(1, 2, &[]);
+    world.want(2, 1, &[]);
+    assert_eq!(world.node(100).server.status().sessions, 1);
+    let (_, path) = world.node(1).opened[0];
+    let (from, back) = *world.node(2).opened.last().unwrap();
+    assert_eq!(from, id(1));
+    assert_eq!(world.follow(2, back), Some((id(1), path.relay.unwrap())));
+    assert_eq!(world.node(2).client.paths_to(id(1)), [back]);
 }
 
 #[test]

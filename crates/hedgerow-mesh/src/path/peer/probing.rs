@@ -5,10 +5,11 @@ use std::time::Duration;
 use hedgerow_model::Mono;
 use hedgerow_model::path::Path;
 
-use super::super::route::{LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, SAMPLES_ENOUGH, Standing};
+use super::super::route::{LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, Route, SAMPLES_ENOUGH, Standing};
 use super::super::wire::{PathMessage, Probe};
 use super::super::{
-    Common, KEEP_EVERY, LOST_AFTER, Output, RELAY_LOST_AFTER, STANDBY_EVERY, SUSPICION_EVERY,
+    Common, KEEP_EVERY, LOST_AFTER, Output, PROBES_PER_SECOND, RELAY_LOST_AFTER, STANDBY_EVERY,
+    SUSPICION_EVERY,
 };
 use super::{Peer, Trouble};
 
@@ -18,6 +19,10 @@ const MISSES_STANDBY: u32 = 3;
 const DOUBT_EVERY: Duration = Duration::from_millis(250);
 /// The longest pause between two rounds of probes while no path answers.
 const ROUND_MAX: Duration = Duration::from_secs(1);
+/// The first pause after which more paths are wanted again; each next is twice as long.
+const WANT_MIN: Duration = Duration::from_secs(1);
+/// The longest.
+const WANT_MAX: Duration = Duration::from_secs(15);
 /// The pause between the first probes of a straight path that may be better than the relayed one in use.
 pub(super) const COMPARE_EVERY: Duration = Duration::from_millis(200);
 
@@ -82,11 +87,7 @@ impl Peer {
             self.probe(path, common, now);
         }
         if doubtful && self.trouble.is_none() {
-            self.trouble = Some(Trouble {
-                since: now,
-                next: now,
-                rounds: 0,
-            });
+            self.trouble = Some(Trouble::new(now));
             self.trouble_when_due(common, now);
         }
     }
@@ -99,22 +100,27 @@ impl Peer {
         let Some(mut trouble) = self.trouble.filter(|t| t.next <= now) else {
             return;
         };
-        let only_current = trouble.rounds == 0;
+        let is_closed = self.is_closed();
+        let only_current = trouble.rounds == 0 && !is_closed;
         let current = self.current;
-        let paths = self
-            .routes
-            .iter()
-            .filter(|r| !r.is_closed || r.path == current);
-        let paths = paths.map(|r| r.path);
-        let paths: Vec<Path> = paths.filter(|p| !only_current || *p == current).collect();
-        for path in paths {
+        let paths = self.routes.iter().filter(|r| !r.is_closed);
+        let paths = paths.filter(|r| !only_current || r.path == current);
+        // Where many are to be probed, those first that may be taken.
+        let rank = |r: &Route| (r.path != current, !r.is_alive(), self.cost(r), r.path);
+        let mut paths: Vec<_> = paths.map(rank).collect();
+        paths.sort();
+        for (.., path) in paths {
             self.probe(path, common, now);
         }
         let mut others = self.routes.iter().filter(|r| r.path != current);
         let has_other = others.any(|r| r.is_usable(now));
-        if trouble.rounds == 1 && !has_other {
+        let is_believed = trouble.rounds > 0 || is_closed;
+        if is_believed && !has_other && trouble.want_at <= now {
             let device = self.device;
             common.output.push_back(Output::Trouble { device });
+            let pause = (WANT_MIN * 2u32.pow(trouble.wanted.min(5))).min(WANT_MAX);
+            trouble.want_at = now + pause;
+            trouble.wanted += 1;
         }
         let patience = if self.is_kept {
             RELAY_LOST_AFTER
@@ -156,7 +162,12 @@ impl Peer {
         self.tell_mtu(common);
     }
 
+    /// Probes a path, unless it is another than the one in use and the peer was sent many of late.
     pub(super) fn probe(&mut self, path: Path, common: &mut Common, now: Mono) {
+        let may = self.budget.take(PROBES_PER_SECOND, now);
+        if !may && path != self.current {
+            return;
+        }
         let (number, token) = (self.next_number, common.token());
         let Some(route) = self.route(path) else {
             return;
