@@ -1,39 +1,36 @@
-//! One agent and a crowd of peers: what an agent needs at rest, and with many live sessions.
+//! One agent and a crowd of peers: what an agent needs at rest, with many live sessions, and when all of
+//! its peers fall silent at once.
 //!
 //! The peers have real identities and speak the mesh's own protocol from loopback addresses of their
 //! own; the agent, the controller and the kernel's table are the real ones.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use hedgerow_identity::enroll::Token;
-use hedgerow_identity::key::SoftwareP256;
 use hedgerow_identity::standing::Standing;
-use hedgerow_identity::statement::{sign_binding, verify_binding};
-use hedgerow_linux::tunnel::core::{Core, CoreConfig, Output as Wire};
-use hedgerow_linux::tunnel::limits::INITIATIONS_PER_SECOND;
-use hedgerow_linux::tunnel::{
-    Command, MTU_DEFAULT, PeerConfig, PrivateKey, Report, Roaming, Secrecy, Slot,
-};
-use hedgerow_mesh::{Admission, IntroductionSecret, Mesh, Output, OwnIdentity, Resolved, View};
-use hedgerow_model::address::{Overlay, Underlay};
-use hedgerow_model::statement::Binding;
+use hedgerow_mesh::View;
+use hedgerow_model::address::Overlay;
 use hedgerow_model::{Mono, Now, Wall};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::attack::foreign::Target;
 use crate::central::{Central, program};
-use crate::entropy::{SystemRandom, bytes};
-use crate::fleet::device::obtain;
 use crate::lab::Lab;
-use crate::plant::{CENTRAL, CENTRAL_ADDRESS, CENTRAL_PORT, in_namespace};
+use crate::plant::{CENTRAL, CENTRAL_ADDRESS, in_namespace};
 use crate::screen::Screen;
 use crate::{clock, matrix, process};
+use peer::Peer;
+
+mod peer;
 
 const POLICY: &str = include_str!("../../../examples/plant.yaml");
 /// Where the agent's mesh listens.
@@ -44,6 +41,10 @@ const AT_ONCE: usize = 32;
 const PACE: Duration = Duration::from_micros(6_500);
 /// How long a peer may take to get its session.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often every peer's timers are looked at, and the agent's memory.
+const TICK: Duration = Duration::from_millis(100);
+/// Datagrams taken up before timers are looked at again.
+const EVENTS_MAX: usize = 256;
 const DAY: u64 = 86_400;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -145,51 +146,82 @@ fn restarted(agent: &Agent<'_>) -> Result<u64> {
 pub(crate) fn inside(screen: Screen, order: &Path) -> Result<bool> {
     let order: Order = serde_json::from_slice(&fs::read(order)?)?;
     let target = Target::read(Path::new(&order.state))?;
-    rest(screen, &order, "idle, no peers")?;
+    let alone = rest(screen, &order, "idle, no peers", 0, &mut pause)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     let start = clock::now();
     let token = Token::parse(&order.token)?;
     screen.say(&format!("Enrolling {} peers.", order.peers));
-    let mut crowd = Vec::with_capacity(order.peers);
+    let mut crowd = Crowd::new(&target, start)?;
     for number in 0..order.peers {
-        crowd.push(runtime.block_on(Peer::enroll(&token, number, &target, start))?);
+        let peer = runtime.block_on(Peer::enroll(&token, number, &target, moment(start)))?;
+        crowd.add(peer)?;
     }
-    let began = clock::now();
-    for (chunk, some) in crowd.chunks_mut(AT_ONCE).enumerate() {
-        meet(some, &target, start)?;
-        let due = PACE * u32::try_from((chunk + 1) * AT_ONCE)?;
-        clock::pause(due.saturating_sub(clock::now().duration_since(began)));
-    }
-    let took = clock::ms_since(began);
+    let took = crowd.meet()?;
     screen.say(&format!("  {} sessions in {took} ms", order.peers));
     screen.object(&json!({"what": "sessions", "peers": order.peers, "ms": took}));
-    rest(screen, &order, "idle, all peers live")?;
+    let what = "all peers live, at rest";
+    rest(screen, &order, what, alone, &mut |time| {
+        crowd.turn_for(time)
+    })?;
+    // An agent looks after paths on which there was traffic lately: so that it misses its peers, all of them
+    // have just been there.
+    crowd.renew()?;
+    let what = "all peers silent at once";
+    rest(screen, &order, what, alone, &mut pause)?;
     Ok(true)
 }
 
-/// Lets the agent rest, and reports what it needed.
-fn rest(screen: Screen, order: &Order, what: &str) -> Result<()> {
+fn pause(time: Duration) -> Result<()> {
+    clock::pause(time);
+    Ok(())
+}
+
+/// Watches the agent while the time passes as `pass` says, and reports what it needed; `alone` is what it
+/// needed without peers. Returns its resident memory in KiB at the end.
+fn rest(
+    screen: Screen,
+    order: &Order,
+    what: &str,
+    alone: u64,
+    pass: &mut dyn FnMut(Duration) -> Result<()>,
+) -> Result<u64> {
     // What a start or a storm left to do is not rest.
-    clock::pause(Duration::from_secs(5));
+    pass(Duration::from_secs(5))?;
     let (before, wire) = (cpu_ms(order.agent)?, loopback_bytes()?);
-    clock::pause(order.idle);
+    let (began, mut most) = (clock::now(), 0);
+    while clock::now().duration_since(began) < order.idle {
+        pass(TICK * 10)?;
+        most = process::resident_kib(order.agent)?.0.max(most);
+    }
+    let took = clock::now().duration_since(began);
     let cpu = cpu_ms(order.agent)?.saturating_sub(before);
     let wire = loopback_bytes()?.saturating_sub(wire);
-    let (rss, peak) = process::resident_kib(order.agent)?;
-    let share = cpu as f64 / order.idle.as_secs_f64() / 10.0;
-    let per_day = wire.saturating_mul(DAY) / order.idle.as_secs().max(1);
+    let rss = process::resident_kib(order.agent)?.0;
+    let own = process::anonymous_kib(order.agent)?;
+    let share = cpu as f64 / took.as_secs_f64() / 10.0;
+    let per_day = wire.saturating_mul(DAY) / took.as_secs().max(1);
+    let peers = u64::try_from(order.peers.max(1))?;
+    let each = |kib: u64| kib.saturating_sub(alone) * 1024 / peers;
     screen.say(&format!(
-        "  {what}: {rss} KiB resident (peak {peak}), {cpu} ms CPU in {} s = {share:.3} % of a core, \
+        "  {what}: {rss} KiB resident, {own} of it its own, at most {most}, {cpu} ms CPU in {} s = {share:.3} % of a core, \
          {wire} bytes on the wire = {per_day} a day",
-        order.idle.as_secs()
+        took.as_secs()
     ));
+    if alone > 0 {
+        screen.say(&format!(
+            "    {} bytes for each peer, at most {}",
+            each(rss),
+            each(most)
+        ));
+    }
     screen.object(&json!({
-        "what": what, "rss_kib": rss, "peak_kib": peak, "cpu_ms": cpu, "idle_secs": order.idle.as_secs(),
-        "wire_bytes": wire, "wire_bytes_per_day": per_day,
+        "what": what, "rss_kib": rss, "anonymous_kib": own, "most_kib": most, "cpu_ms": cpu, "idle_secs": took.as_secs(),
+        "wire_bytes": wire, "wire_bytes_per_day": per_day, "bytes_per_peer": each(rss),
+        "most_bytes_per_peer": each(most),
     }));
-    Ok(())
+    Ok(rss)
 }
 
 /// User and system time of a process.
@@ -216,183 +248,134 @@ fn loopback_bytes() -> Result<u64> {
     Ok(word.parse()?)
 }
 
-/// A peer: identity, mesh and tunnel without a kernel.
-struct Peer {
-    mesh: Mesh,
-    core: Core,
-    socket: UdpSocket,
-    live: bool,
+/// All peers, on one thread.
+struct Crowd<'a> {
+    target: &'a Target,
+    standing: Standing,
+    start: Instant,
+    hub: Overlay,
+    peers: Vec<Peer>,
+    epoll: OwnedFd,
+    ticked: Instant,
 }
 
-impl Peer {
-    async fn enroll(token: &Token, number: usize, target: &Target, start: Instant) -> Result<Self> {
-        // An address of its own each: budgets count sources.
-        let low = u16::try_from(number)?.to_be_bytes();
-        let from = Ipv4Addr::new(127, 9, low[0], low[1]);
-        let to = SocketAddr::from((CENTRAL_ADDRESS, CENTRAL_PORT));
-        let key = SoftwareP256::generate(&mut SystemRandom)?;
-        let introduction = IntroductionSecret::from_bytes(bytes());
-        let name = format!("peer-{number}");
-        let issued = obtain((from, to), token, name, &key, introduction.public()).await?;
+impl<'a> Crowd<'a> {
+    fn new(target: &'a Target, start: Instant) -> Result<Self> {
         let standing = Standing::new(None);
-        let now = moment(start);
-        let ticket = target.trust.verify_ticket(&issued.ticket, &standing, now)?;
-        let secret = PrivateKey::from_bytes(bytes());
-        let binding = Binding {
-            id: ticket.id,
-            wireguard_key: secret.public(),
-            sequence: now.wall.secs(),
-            not_after_secs: now.wall.secs() + DAY,
-        };
-        let binding = verify_binding(&sign_binding(&binding, &key)?, &ticket, now)?;
-        let core = Core::new(
-            CoreConfig {
-                addresses: ticket.addresses,
-                mtu: MTU_DEFAULT,
-                private_key: secret,
-                wall_floor: now.wall,
-                initiations_per_second: INITIATIONS_PER_SECOND,
-            },
-            Box::new(|buffer| {
-                buffer.iter_mut().for_each(|b| *b = bytes::<1>()[0]);
-                Ok(())
-            }),
-        );
-        let mut mesh = Mesh::new(bytes());
-        let identity = OwnIdentity {
-            ticket,
-            binding,
-            introduction,
-            previous_introduction: None,
-        };
-        let view = View {
-            trust: &target.trust,
-            standing: &standing,
-            now,
-        };
-        mesh.handle_own(identity, view)?;
-        let socket = UdpSocket::bind((from, 0))?;
-        socket.set_nonblocking(true)?;
+        let hub = target
+            .trust
+            .verify_ticket(&target.ticket, &standing, moment(start))?
+            .addresses
+            .v6;
         Ok(Self {
-            mesh,
-            core,
-            socket,
-            live: false,
+            target,
+            standing,
+            start,
+            hub: Overlay(hub.into()),
+            peers: Vec::new(),
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            ticked: start,
         })
     }
 
-    /// Does what mesh and tunnel want done.
-    fn work(&mut self, target: &Target, view: View<'_>) -> Result<()> {
-        while let Some(output) = self.mesh.poll() {
-            match output {
-                Output::Resolve { query } => {
-                    let answer = Resolved {
-                        ticket: target.ticket.clone(),
-                        endpoints: vec![Underlay(MESH)],
-                        relays: vec![],
-                    };
-                    self.mesh.handle_resolved(query, Some(answer), view);
-                }
-                Output::Admit { device, .. } => {
-                    self.mesh.handle_admitted(device, Admission::Granted, view);
-                }
-                Output::Send { to, bytes } => drop(self.socket.send_to(&bytes, to.to.0)?),
-                Output::SetPeer {
-                    device,
-                    wireguard_key,
-                    addresses,
-                    ..
-                } => {
-                    let peer = PeerConfig {
-                        device,
-                        slot: Slot::Current,
-                        public_key: wireguard_key,
-                        addresses,
-                        endpoint: Some(Underlay(MESH).into()),
-                        psk: None,
-                        secrecy: Secrecy::Classical,
-                        roaming: Roaming::Report,
-                        keepalive: None,
-                    };
-                    self.core.handle_command(Command::SetPeer(peer), view.now);
-                    self.core
-                        .handle_command(Command::Connect { device }, view.now);
-                }
-                Output::Reject { reason, .. } => anyhow::bail!("no way to the agent: {reason}"),
-                Output::ForgetOldKey { .. }
-                | Output::Tunnel(_)
-                | Output::PathChanged { .. }
-                | Output::PathLost { .. }
-                | Output::HomeRelays { .. }
-                | Output::OpenLink { .. }
-                | Output::CloseLink { .. }
-                | Output::Release { .. }
-                | Output::RemovePeer { .. }
-                | Output::Refused { .. }
-                | Output::PskFailed { .. }
-                | Output::ItemArrived { .. }
-                | Output::ItemForked { .. }
-                | Output::Member { .. }
-                | Output::Remember(_)
-                | Output::Forget(_) => {}
+    fn add(&mut self, peer: Peer) -> Result<()> {
+        let data = epoll::EventData::new_u64(u64::try_from(self.peers.len())?);
+        epoll::add(&self.epoll, peer.socket(), data, epoll::EventFlags::IN)?;
+        self.peers.push(peer);
+        Ok(())
+    }
+
+    /// Gets every peer its session; returns how long that took in milliseconds.
+    fn meet(&mut self) -> Result<f64> {
+        let began = clock::now();
+        for first in (0..self.peers.len()).step_by(AT_ONCE) {
+            let some = first..self.peers.len().min(first + AT_ONCE);
+            let hub = self.hub;
+            for place in some.clone() {
+                self.with(place, |peer, view| peer.want(hub, view))?;
             }
+            let until = clock::now() + PATIENCE;
+            while self
+                .peers
+                .iter()
+                .skip(first)
+                .take(some.len())
+                .any(|p| !p.is_live())
+            {
+                ensure!(clock::now() < until, "a peer got no session in time");
+                self.turn(Duration::from_millis(1))?;
+            }
+            let due = PACE * u32::try_from(some.end)?;
+            self.turn_for(due.saturating_sub(clock::now().duration_since(began)))?;
         }
-        while let Some(output) = self.core.poll() {
-            match output {
-                Wire::Send { to, bytes, .. } => drop(self.socket.send_to(&bytes, to.0)?),
-                Wire::PassOn { to, bytes, .. } => drop(self.socket.send_to(&bytes, to.0)?),
-                Wire::Report(Report::Established { .. }) => self.live = true,
-                Wire::Deliver(_) | Wire::Report(_) => {}
+        Ok(clock::ms_since(began))
+    }
+
+    /// Has every peer make a new session.
+    fn renew(&mut self) -> Result<()> {
+        let until = clock::now() + PATIENCE;
+        for place in 0..self.peers.len() {
+            self.with(place, Peer::renew)?;
+            self.turn(Duration::ZERO)?;
+        }
+        while self.peers.iter().any(|p| !p.is_live()) {
+            ensure!(clock::now() < until, "a peer got no new session in time");
+            self.turn(TICK)?;
+        }
+        Ok(())
+    }
+
+    /// Lets all peers do what they have to for so long.
+    fn turn_for(&mut self, time: Duration) -> Result<()> {
+        let until = clock::now() + time;
+        loop {
+            let left = until.saturating_duration_since(clock::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.turn(left.min(TICK))?;
+        }
+    }
+
+    /// Waits until datagrams come, at most so long, and does what follows from them and from the time.
+    fn turn(&mut self, time: Duration) -> Result<()> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        let time = Timespec::try_from(time)?;
+        epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&time))?;
+        for event in events {
+            let place = usize::try_from(event.data.u64())?;
+            self.with(place, |peer, view| {
+                peer.receive(view);
+                Ok(())
+            })?;
+        }
+        if clock::now().duration_since(self.ticked) >= TICK {
+            self.ticked = clock::now();
+            for place in 0..self.peers.len() {
+                self.with(place, |peer, view| {
+                    peer.pass_time(view);
+                    Ok(())
+                })?;
             }
         }
         Ok(())
     }
 
-    fn receive(&mut self, view: View<'_>) {
-        let mut datagram = [0u8; 2048];
-        while let Ok((n, from)) = self.socket.recv_from(&mut datagram) {
-            let bytes = datagram.get_mut(..n).unwrap_or_default();
-            if bytes.first().is_some_and(|b| *b >= 0x80) {
-                self.mesh
-                    .handle_datagram(Underlay(from).into(), bytes, view);
-            } else {
-                self.core.handle_datagram(Underlay(from), bytes, view.now);
-            }
-        }
+    /// Lets one peer do something and what follows from it.
+    fn with(
+        &mut self,
+        place: usize,
+        f: impl FnOnce(&mut Peer, View<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let view = View {
+            trust: &self.target.trust,
+            standing: &self.standing,
+            now: moment(self.start),
+        };
+        let peer = self.peers.get_mut(place).context("no such peer")?;
+        f(peer, view)?;
+        peer.work(self.target, view)
     }
-}
-
-/// Lets some peers get their sessions.
-fn meet(peers: &mut [Peer], target: &Target, start: Instant) -> Result<()> {
-    let standing = Standing::new(None);
-    let view = |now| View {
-        trust: &target.trust,
-        standing: &standing,
-        now,
-    };
-    let hub = target
-        .trust
-        .verify_ticket(&target.ticket, &standing, moment(start))?
-        .addresses
-        .v6;
-    for peer in peers.iter_mut() {
-        let view = view(moment(start));
-        peer.mesh.handle_wanted(Overlay(hub.into()), view);
-        peer.work(target, view)?;
-    }
-    let until = clock::now() + PATIENCE;
-    while peers.iter().any(|p| !p.live) {
-        ensure!(clock::now() < until, "a peer got no session in time");
-        clock::pause(Duration::from_millis(1));
-        for peer in peers.iter_mut() {
-            let view = view(moment(start));
-            peer.receive(view);
-            peer.mesh.handle_timeout(view);
-            peer.core.handle_timeout(view.now);
-            peer.work(target, view)?;
-        }
-    }
-    Ok(())
 }
 
 fn moment(start: Instant) -> Now {

@@ -132,6 +132,18 @@ pub fn resident_kib(pid: u32) -> Result<(u64, u64)> {
     Ok((kib("VmRSS:"), kib("VmHWM:")))
 }
 
+/// Returns the resident memory of a process that no file stands behind, in KiB.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn anonymous_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    let word = line.and_then(|l| l.split_whitespace().next());
+    Ok(word.map(str::parse).transpose()?.unwrap_or_default())
+}
+
 /// Returns the kernel's start time of a process, in clock ticks since boot: with the pid it names
 /// one process for ever. Zombies have ended.
 pub fn start_time(pid: u32) -> Option<u64> {
