@@ -20,7 +20,7 @@ use super::noise::LocalKey;
 use super::peers::{Peer, Peers};
 use super::relay::{self, Relay};
 use super::session::{Side, Unopened};
-use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT};
+use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT, REST_AFTER};
 use super::waiting::{Budget, Destinations, PEER_PACKETS_MAX};
 use super::{
     Command, Cut, HEARD_INTERVAL, MTU_MIN, PeerConfig, PeerRefusal, PrivateKey, Rejection, Report,
@@ -510,9 +510,13 @@ impl Core {
         };
         peer.due.keepalive = None;
         peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+        self.note_awake(place, now.mono);
         if packets == 0 {
             return;
         }
+        let Some(peer) = self.peers.get_mut(place) else {
+            return;
+        };
         let bytes = u64::try_from(bytes).unwrap_or(0);
         peer.sent_bytes += bytes;
         self.stats.sent_packets += u64::try_from(packets).unwrap_or(0);
@@ -574,6 +578,7 @@ impl Core {
                     Unopened::Replayed => &mut self.stats.dropped_replayed,
                     Unopened::Forged => &mut self.stats.dropped_forged,
                 } += 1;
+                self.note_awake(place, now.mono);
                 return None;
             }
         };
@@ -582,6 +587,7 @@ impl Core {
         let text = datagram.get(HEADER_BYTES..HEADER_BYTES + len)?;
         let is_message = hedgerow_model::message::is_message(text);
         self.note_authentic(place, (receiver, is_message), from, now);
+        self.note_awake(place, now.mono);
         if timers::rekey_on_receive(side, age) {
             self.begin_handshake(place, now);
         }
@@ -698,6 +704,9 @@ impl Core {
         let (reply, keepalive) = (is_due(peer.due.reply), is_due(peer.due.keepalive));
         let persistent = is_due(peer.due.persistent);
         let silent = is_due(peer.due.silent);
+        if is_due(peer.due.rest) {
+            peer.due.rest = peer.sessions.rest().then_some(now.mono + REST_AFTER);
+        }
         if silent {
             peer.due.silent = None;
             peer.silent_after = (peer.silent_after * 2).min(SILENT_MAX);
@@ -716,7 +725,7 @@ impl Core {
             self.report(Report::Silent { device });
         }
         if reply {
-            self.begin_handshake(place, now);
+            self.begin_unless_dear(place, now);
         }
         let can_send = self
             .peers

@@ -1,8 +1,10 @@
 //! The machine's handshakes: begun, answered, retried, given up.
 
-use hedgerow_model::Now;
+use std::time::Duration;
+
 use hedgerow_model::path::Path;
 use hedgerow_model::statement::X25519Public;
+use hedgerow_model::{Mono, Now};
 use zeroize::Zeroizing;
 
 use super::Report;
@@ -12,7 +14,9 @@ use super::message::{self, COOKIE_REPLY_BYTES, INITIATION_BYTES, RESPONSE_BYTES,
 use super::noise::{Ephemeral, Initiator, Responder, Timestamp, TransportKeys};
 use super::peers::{Handshake, Peer, SentMac};
 use super::session::{Agreement, Session, Side};
-use super::timers::{self, INITIATION_INTERVAL_MIN, REKEY_ATTEMPT_TIME, REKEY_JITTER_MS_MAX};
+use super::timers::{
+    self, INITIATION_INTERVAL_MIN, REKEY_ATTEMPT_TIME, REKEY_JITTER_MS_MAX, REKEY_TIMEOUT,
+};
 
 /// Responses tried against one attempt; beyond, only the next attempt can succeed.
 const FORGERIES_MAX: u32 = 16;
@@ -46,6 +50,21 @@ impl Core {
         self.arm(place);
     }
 
+    /// Begins a handshake with a peer that keeps silent: later, when nobody sends to it and too many such
+    /// are under way.
+    pub(super) fn begin_unless_dear(&mut self, place: u32, now: Now) {
+        if self.may_attempt(place, now.mono) {
+            self.begin_handshake(place, now);
+        } else if let Some(peer) = self.peers.get_mut(place) {
+            peer.due.reply = Some(now.mono + REKEY_TIMEOUT);
+        }
+    }
+
+    fn may_attempt(&mut self, place: u32, now: Mono) -> bool {
+        let peer = self.peers.get(place);
+        peer.is_some_and(|peer| peer.is_wanted(now)) || self.limits.may_attempt_idle(now)
+    }
+
     /// Makes the next attempt of a running handshake now.
     pub(super) fn hasten_handshake(&mut self, place: u32, now: Now) {
         let peer = self.peers.get_mut(place);
@@ -73,7 +92,15 @@ impl Core {
             self.peers.free_index(index);
             self.report(Report::Unanswered { device });
         } else if handshake.retry_at <= now.mono {
-            self.attempt(place, now);
+            if self.may_attempt(place, now.mono) {
+                self.attempt(place, now);
+            } else {
+                let wait = REKEY_TIMEOUT + self.jitter();
+                let peer = self.peers.get_mut(place);
+                if let Some(handshake) = peer.and_then(|p| p.handshake.as_deref_mut()) {
+                    handshake.retry_at = now.mono + wait;
+                }
+            }
         }
     }
 
@@ -152,7 +179,7 @@ impl Core {
         if let Some(key) = key {
             key.answered(&agreed.local, fitting);
         }
-        self.use_session(place, agreed, &keys, now);
+        self.use_session(place, agreed, keys, now);
     }
 
     pub(super) fn handle_cookie_reply(&mut self, message: &[u8; COOKIE_REPLY_BYTES], now: Now) {
@@ -196,16 +223,14 @@ impl Core {
     }
 
     /// A handshake of ours is complete: its session is used at once.
-    fn use_session(&mut self, place: u32, agreed: Agreement, keys: &TransportKeys, now: Now) {
-        let Some(session) = Session::new(agreed, keys) else {
-            return;
-        };
+    fn use_session(&mut self, place: u32, agreed: Agreement, keys: TransportKeys, now: Now) {
         let Some(peer) = self.peers.get_mut(place) else {
             return;
         };
         peer.handshake = None;
         peer.due.reply = None;
         peer.last_received = Some(now.mono);
+        let session = Session::new(agreed, keys);
         let gone = peer.sessions.advance(Some(Box::new(session)));
         self.free_session(gone.as_deref());
         self.established(place);
@@ -308,10 +333,9 @@ impl Core {
             remote,
             psk,
         };
-        let gone = match (self.peers.get_mut(place), Session::new(agreed, &keys)) {
-            (Some(peer), Some(session)) => peer.sessions.next.replace(Box::new(session)),
-            _ => None,
-        };
+        let session = Box::new(Session::new(agreed, keys));
+        let peer = self.peers.get_mut(place);
+        let gone = peer.and_then(|peer| peer.sessions.next.replace(session));
         self.free_session(gone.as_deref());
         self.sign(place, own_index, &remote, &mut response, now);
         self.send(from, response.to_vec());
@@ -332,15 +356,13 @@ impl Core {
         let pair = pairs.get(pair).copied();
         self.peers.free_index(old_index);
         let begun = pair.and_then(|pair| self.initiate(place, pair, now));
-        let jitter = self.random().map_or(0, |b: [u8; 8]| {
-            u64::from_le_bytes(b) % (REKEY_JITTER_MS_MAX + 1)
-        });
+        let jitter = self.jitter();
         let peer = self.peers.get_mut(place);
         let Some(handshake) = peer.and_then(|p| p.handshake.as_deref_mut()) else {
             return;
         };
         handshake.attempts = attempts.saturating_add(1);
-        handshake.retry_at = now.mono + wait + std::time::Duration::from_millis(jitter);
+        handshake.retry_at = now.mono + wait + jitter;
         handshake.forgeries = 0;
         handshake.state = None;
         if let (Some((state, own_index, bytes)), Some((local, remote))) = (begun, pair) {
@@ -440,6 +462,11 @@ impl Core {
                 return Ok(index);
             }
         }
+    }
+
+    fn jitter(&mut self) -> Duration {
+        let random = self.random().map_or(0, u64::from_le_bytes);
+        Duration::from_millis(random % (REKEY_JITTER_MS_MAX + 1))
     }
 
     fn ephemeral(&mut self) -> Result<Ephemeral, NoEntropy> {

@@ -23,6 +23,9 @@ const HANDSHAKE_SHARE: u64 = 2;
 pub const SOURCE_INITIATIONS_PER_SECOND: u32 = 50;
 /// Source addresses metered; more are refused until some have been quiet for a second.
 pub const SOURCES_MAX: usize = 4096;
+/// Attempts per second, to all peers together, of handshakes that no packet waits for: what peers cost that
+/// went away all at once is bounded, however many they are. Beyond, an attempt is put off.
+pub const IDLE_ATTEMPTS_PER_SECOND: u32 = 100;
 /// Reports per second about what strangers and liars do.
 pub const SUSPICIONS_PER_SECOND: u32 = 10;
 
@@ -93,6 +96,7 @@ pub(super) struct Limits {
     secret: [u8; 32],
     secret_since: Option<Mono>,
     suspicions: Bucket,
+    idle_attempts: Bucket,
 }
 
 impl Limits {
@@ -104,6 +108,7 @@ impl Limits {
             secret: [0; 32],
             secret_since: None,
             suspicions: Bucket::new(2 * SUSPICIONS_PER_SECOND, SUSPICIONS_PER_SECOND),
+            idle_attempts: Bucket::new(2 * IDLE_ATTEMPTS_PER_SECOND, IDLE_ATTEMPTS_PER_SECOND),
         }
     }
 
@@ -137,6 +142,11 @@ impl Limits {
     /// Returns whether one more report about strangers and liars may be made.
     pub(super) fn may_report(&mut self, now: Mono) -> bool {
         self.suspicions.take(now)
+    }
+
+    /// Returns whether a handshake that nothing waits for may be attempted now.
+    pub(super) fn may_attempt_idle(&mut self, now: Mono) -> bool {
+        self.idle_attempts.take(now)
     }
 
     fn source_has_budget(&mut self, from: Underlay, now: Mono) -> bool {

@@ -9,7 +9,7 @@ use hedgerow_model::{Mono, Now};
 use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
 use super::message::{self, HEADER_BYTES};
 use super::relay::{Admission, Fate, Frame};
-use super::timers::{self, NO_REPLY_TIMEOUT};
+use super::timers::{self, NO_REPLY_TIMEOUT, REST_AFTER};
 use super::{ACTIVE_INTERVAL, Cut, PresharedKey, PskSlot, Report, Roaming};
 
 impl Core {
@@ -98,6 +98,16 @@ impl Core {
             self.report(Report::Active { device });
         }
         if is_new {
+            self.arm(place);
+        }
+    }
+
+    /// A session of the peer is in use: it is looked at again when it may have come to rest.
+    pub(super) fn note_awake(&mut self, place: u32, now: Mono) {
+        if let Some(peer) = self.peers.get_mut(place)
+            && peer.due.rest.is_none()
+        {
+            peer.due.rest = Some(now + REST_AFTER);
             self.arm(place);
         }
     }
@@ -195,6 +205,7 @@ impl Core {
         if rekey {
             self.begin_handshake(place, now);
         }
+        self.note_awake(place, now.mono);
         self.arm(place);
     }
 }

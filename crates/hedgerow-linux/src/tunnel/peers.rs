@@ -22,6 +22,10 @@ use super::{
     PeerConfig, PeerRefusal, PeerStatus, PresharedKey, PskSlot, Roaming, SILENT_MIN, Secrecy, Slot,
 };
 
+/// How long after its last packet a peer is one that somebody here sends to; twice the interval at which that
+/// is noted.
+const WANTED_FOR: Duration = Duration::from_secs(10);
+
 /// A peer's key with what is remembered about it.
 pub(super) struct RemoteKey {
     pub(super) public: X25519Public,
@@ -115,6 +119,7 @@ impl RemoteKey {
             |place| self.agreed.remove(place),
         );
         entry.set(psk, slot);
+        self.agreed.reserve_exact(1);
         self.agreed.insert(0, entry);
         self.agreed.truncate(AGREED_MAX);
     }
@@ -236,6 +241,15 @@ impl Sessions {
             .collect()
     }
 
+    /// Lets those rest by which nothing passed of late. Returns whether others may come to rest.
+    pub(super) fn rest(&mut self) -> bool {
+        let mut others = false;
+        for session in self.slots().filter_map(|s| s.as_deref_mut()) {
+            others |= session.rest();
+        }
+        others
+    }
+
     fn slots(&mut self) -> impl Iterator<Item = &mut Option<Box<Session>>> {
         let [newer, older] = &mut self.previous;
         [&mut self.current, &mut self.next, newer, older].into_iter()
@@ -259,6 +273,8 @@ pub(super) struct Due {
     pub(super) keepalive: Option<Mono>,
     /// A keepalive that holds a NAT's mapping open.
     pub(super) persistent: Option<Mono>,
+    /// A look whether sessions have come to rest.
+    pub(super) rest: Option<Mono>,
 }
 
 /// A peer.
@@ -276,8 +292,8 @@ pub(super) struct Peer {
     pub(super) active_at: Option<Mono>,
     /// The silence that is reported next.
     pub(super) silent_after: Duration,
-    pub(super) current_key: Option<RemoteKey>,
-    pub(super) previous_key: Option<RemoteKey>,
+    pub(super) current_key: Option<Box<RemoteKey>>,
+    pub(super) previous_key: Option<Box<RemoteKey>>,
     pub(super) keepalive: Option<Duration>,
     pub(super) sessions: Sessions,
     pub(super) handshake: Option<Box<Handshake>>,
@@ -319,13 +335,22 @@ impl Peer {
     }
 
     pub(super) fn key(&self, public: &X25519Public) -> Option<&RemoteKey> {
-        let keys = [&self.current_key, &self.previous_key];
+        let keys = [self.current_key.as_deref(), self.previous_key.as_deref()];
         keys.into_iter().flatten().find(|k| k.public == *public)
     }
 
     pub(super) fn key_mut(&mut self, public: &X25519Public) -> Option<&mut RemoteKey> {
-        let keys = [&mut self.current_key, &mut self.previous_key];
+        let keys = [
+            self.current_key.as_deref_mut(),
+            self.previous_key.as_deref_mut(),
+        ];
         keys.into_iter().flatten().find(|k| k.public == *public)
+    }
+
+    /// Returns whether somebody here sends to it.
+    pub(super) fn is_wanted(&self, now: Mono) -> bool {
+        let lately = |at: Mono| now.since(at) < WANTED_FOR;
+        self.waiting.len() > 0 || self.due.silent.is_some() || self.active_at.is_some_and(lately)
     }
 
     /// Returns the session that can send a message of our agent now.
@@ -381,6 +406,7 @@ impl Peer {
             self.due.silent,
             self.due.keepalive,
             self.due.persistent,
+            self.due.rest,
         ]
         .into_iter()
         .flatten()
@@ -595,7 +621,7 @@ impl Peers {
         }
         let mut key = RemoteKey::new(config.public_key, config.psk.clone());
         key.agreed = agreed;
-        let key = Some(key);
+        let key = Some(Box::new(key));
         let gone = match config.slot {
             Slot::Current => {
                 let old = std::mem::replace(&mut peer.current_key, key);

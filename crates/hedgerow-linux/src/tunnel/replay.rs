@@ -24,6 +24,11 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
+    /// Returns one more than the highest counter seen; 0 before the first.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
     /// Returns whether `counter` is new. Asked before the costly authentication.
     pub fn is_new(&self, counter: u64) -> bool {
         if counter >= self.next {

@@ -45,26 +45,38 @@ pub(super) struct Agreement {
 /// Transport keys with their counters.
 pub(super) struct Session {
     pub(super) agreed: Agreement,
-    send: Arc<LessSafeKey>,
-    receive: LessSafeKey,
+    keys: TransportKeys,
+    /// Ready for use while packets pass. Most of a hub's sessions rest most of the time, and a key ready for
+    /// use takes eighteen times the room of the key.
+    send: Option<Arc<LessSafeKey>>,
+    receive: Option<LessSafeKey>,
     pub(super) counter: u64,
     replay: ReplayWindow,
+    /// How far the two counters were at the last [`Session::rest`].
+    rested: (u64, u64),
 }
 
 impl Session {
-    pub(super) fn new(agreed: Agreement, keys: &TransportKeys) -> Option<Self> {
-        let key = |bytes: &[u8; 32]| {
-            UnboundKey::new(&CHACHA20_POLY1305, bytes)
-                .map(LessSafeKey::new)
-                .ok()
-        };
-        Some(Self {
+    pub(super) fn new(agreed: Agreement, keys: TransportKeys) -> Self {
+        Self {
             agreed,
-            send: Arc::new(key(&keys.send)?),
-            receive: key(&keys.receive)?,
+            keys,
+            send: None,
+            receive: None,
             counter: 0,
             replay: ReplayWindow::default(),
-        })
+            rested: (0, 0),
+        }
+    }
+
+    /// Gives back what makes the keys ready for use, unless packets passed since the last call. Returns whether
+    /// it is to be called again.
+    pub(super) fn rest(&mut self) -> bool {
+        let passed = (self.counter, self.replay.next());
+        if std::mem::replace(&mut self.rested, passed) == passed {
+            (self.send, self.receive) = (None, None);
+        }
+        self.send.is_some() || self.receive.is_some()
     }
 
     pub(super) fn age(&self, now: Mono) -> Duration {
@@ -79,21 +91,29 @@ impl Session {
     /// Seals the `len` bytes that stand after [`HEADER_BYTES`] in `buffer`, padded to 16 but not
     /// beyond `mtu`. Returns the datagram's length; `None` when `buffer` is too short.
     pub(super) fn seal(&mut self, buffer: &mut [u8], len: usize, mtu: usize) -> Option<usize> {
-        let seal = self.take(1);
+        let seal = self.take(1)?;
         seal.seal(0, buffer, len, mtu)
     }
 
-    /// Takes `count` counters out of the session, for packets that are sealed elsewhere.
-    pub(super) fn take(&mut self, count: u64) -> Seal {
+    /// Takes `count` counters out of the session, for packets that are sealed elsewhere. `None` when the library
+    /// has no memory for the key.
+    pub(super) fn take(&mut self, count: u64) -> Option<Seal> {
+        let key = match &self.send {
+            Some(key) => Arc::clone(key),
+            None => {
+                let key = Arc::new(ready(&self.keys.send)?);
+                Arc::clone(self.send.insert(key))
+            }
+        };
         let first = self.counter;
         // `REJECT_AFTER_MESSAGES` leaves room for more than one batch.
         self.counter = first.saturating_add(count);
-        Seal {
-            key: Arc::clone(&self.send),
+        Some(Seal {
+            key,
             remote_index: self.agreed.remote_index,
             first,
             count,
-        }
+        })
     }
 
     /// Opens a transport message in place. Returns the length of the text, which stands after
@@ -111,8 +131,11 @@ impl Session {
             return Err(Unopened::Replayed);
         }
         let sealed = datagram.get_mut(HEADER_BYTES..).ok_or(Unopened::Forged)?;
-        let text = self
-            .receive
+        let key = match &mut self.receive {
+            Some(key) => key,
+            none => none.insert(ready(&self.keys.receive).ok_or(Unopened::Expired)?),
+        };
+        let text = key
             .open_in_place(nonce(counter), Aad::empty(), sealed)
             .map_err(|_e| Unopened::Forged)?;
         let len = text.len();
@@ -151,8 +174,81 @@ impl Seal {
     }
 }
 
+fn ready(key: &[u8; 32]) -> Option<LessSafeKey> {
+    let key = UnboundKey::new(&CHACHA20_POLY1305, key).ok()?;
+    Some(LessSafeKey::new(key))
+}
+
 fn nonce(counter: u64) -> Nonce {
     let mut bytes = [0; 12];
     put(&mut bytes, 4, &counter.to_le_bytes());
     Nonce::assume_unique_for_key(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn session() -> Session {
+        let agreed = Agreement {
+            own_index: 1,
+            remote_index: 2,
+            side: Side::Initiator,
+            born: Mono::ZERO,
+            local: X25519Public([1; 32]),
+            remote: X25519Public([2; 32]),
+            psk: false,
+        };
+        // It speaks to itself.
+        let keys = TransportKeys {
+            send: Zeroizing::new([3; 32]),
+            receive: Zeroizing::new([3; 32]),
+        };
+        Session::new(agreed, keys)
+    }
+
+    fn pass(session: &mut Session) -> Vec<u8> {
+        let mut buffer = vec![0; 64];
+        let counter = session.counter;
+        let len = session.seal(&mut buffer, 5, 1420).unwrap();
+        buffer.truncate(len);
+        let sealed = buffer.clone();
+        assert_eq!(session.open(&mut buffer, counter, Mono::ZERO), Ok(16));
+        sealed
+    }
+
+    #[test]
+    fn tunnel_a_session_at_rest_holds_its_keys_alone_and_goes_on_where_it_was() {
+        let mut session = session();
+        let is_ready = |s: &Session| s.send.is_some() || s.receive.is_some();
+        assert!(!is_ready(&session), "before its first packet");
+        let mut first = pass(&mut session);
+        assert!(session.rest(), "a packet has just passed");
+        assert!(is_ready(&session));
+        assert!(!session.rest());
+        assert!(!is_ready(&session));
+        let again = session.open(&mut first, 0, Mono::ZERO);
+        assert_eq!(again, Err(Unopened::Replayed), "rest forgets nothing");
+        pass(&mut session);
+        assert_eq!(session.counter, 2, "no counter is used twice");
+    }
+
+    #[test]
+    fn tunnel_attack_forged_packets_keep_no_session_from_its_rest() {
+        let mut session = session();
+        for counter in 0..3 {
+            let mut forged = vec![9; 48];
+            let opened = session.open(&mut forged, counter, Mono::ZERO);
+            assert_eq!(opened, Err(Unopened::Forged));
+            assert!(!session.rest());
+        }
+    }
+
+    /// A hub has tens of thousands: up to four for each peer.
+    #[test]
+    fn tunnel_a_session_at_rest_takes_half_a_kilobyte() {
+        assert!(size_of::<Session>() <= 560, "{}", size_of::<Session>());
+    }
 }

@@ -6,7 +6,8 @@ use hedgerow_model::Mono;
 use hedgerow_model::path::Path;
 
 use super::pair::*;
-use crate::tunnel::{Command, PeerRefusal, PresharedKey, Report, Slot};
+use crate::tunnel::limits::IDLE_ATTEMPTS_PER_SECOND;
+use crate::tunnel::{Command, PeerRefusal, PresharedKey, PrivateKey, Report, Slot};
 
 #[test]
 fn tunnel_the_waiting_packet_is_the_first_through_the_session() {
@@ -571,4 +572,45 @@ fn tunnel_mesh_datagrams_pass_both_ways_unread() {
             "the tunnel's own messages cannot be forged through it"
         );
     }
+}
+
+/// Peers that went away all at once, to which nobody sends.
+#[test]
+fn tunnel_attempts_that_nothing_waits_for_are_bounded_whatever_the_number_of_peers() {
+    const PEERS: u16 = 1500;
+    let mut a = Node::new(1);
+    for n in 0..PEERS {
+        let [high, low] = n.to_be_bytes();
+        let mut seed = [9; 32];
+        (seed[1], seed[2]) = (high, low);
+        let mut config = Node::new(2).config();
+        config.device.0[..2].copy_from_slice(&[high, low]);
+        config.public_key = PrivateKey::from_bytes(seed).public();
+        config.addresses.v4 = None;
+        config.addresses.v6 = format!("fd00::2:{n:x}").parse().unwrap();
+        let device = config.device;
+        a.tell(Command::SetPeer(config), at(0));
+        a.tell(Command::Connect { device }, at(0));
+    }
+    assert_eq!(a.sent.len(), usize::from(PEERS), "each is tried at once");
+    a.sent.clear();
+    let wanted = packet(v6(1), "fd00::2:7".parse().unwrap(), b"x");
+    a.send(&wanted, at(1));
+    let mut begun = a.core.stats().handshakes_begun;
+    let mut most = 0;
+    for second in 1..=92 {
+        while a.core.deadline().0 <= at(second).mono {
+            a.timeout(at(second));
+        }
+        let now = a.core.stats().handshakes_begun;
+        most = most.max(now - begun);
+        begun = now;
+    }
+    let rate = u64::from(IDLE_ATTEMPTS_PER_SECOND);
+    assert!(most <= 3 * rate, "{most} in a second");
+    assert!(
+        begun <= u64::from(PEERS) + rate * 95 + 40,
+        "{begun} in all, of which the one with a packet some twenty"
+    );
+    assert_eq!(a.core.stats().handshakes_unanswered, u64::from(PEERS));
 }
