@@ -17,6 +17,7 @@
 //! - A path is used only after its probe was answered in this session, or the tunnel's handshake came by it.
 //! - A path that answers is never given up for one that does not.
 //! - Idle peers cost nothing: probes follow traffic, except to relays.
+//! - What silent peers cost is bounded, however many they are (`pace`).
 //!
 //! Start reading at [`Paths`].
 
@@ -34,12 +35,14 @@ use crate::timers::Timers;
 
 mod candidates;
 mod mtu;
+mod pace;
 mod peer;
 mod route;
 mod wire;
 
 pub use candidates::Absurd;
 pub use mtu::MTU_MIN;
+pub use pace::{IDLE_LOST, IDLE_PROBES, WANTED_PROBES};
 use peer::Peer;
 pub use route::{
     LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, REST_MIN, Standing, TIMEOUT_MAX, TIMEOUT_MIN,
@@ -58,6 +61,9 @@ pub const KEEP_EVERY: Duration = Duration::from_secs(20);
 pub const STANDBY_EVERY: Duration = Duration::from_secs(45);
 /// Probes of a path under suspicion follow each other so fast.
 pub const SUSPICION_EVERY: Duration = Duration::from_millis(40);
+/// How long after its last packet a peer counts as one to which packets go; above the tunnel's interval of
+/// saying so.
+pub const WANTED_FOR: Duration = Duration::from_secs(10);
 /// After so long without any path that answers, the parent is told.
 pub const LOST_AFTER: Duration = Duration::from_secs(8);
 /// The same of a relay that this device keeps: others wait for it.
@@ -223,6 +229,7 @@ pub(crate) struct Common {
     mtu: u16,
     generation: u64,
     random: Random,
+    pace: pace::Pace,
     /// A peer sees this device elsewhere than before, by a way that did not change: so may all others.
     is_rebound: bool,
     dropped: BTreeMap<Dropped, u64>,
@@ -316,6 +323,7 @@ impl Paths {
                 mtu,
                 generation: 1,
                 random: Random::new(seed),
+                pace: pace::Pace::new(),
                 is_rebound: false,
                 dropped: BTreeMap::new(),
                 output: VecDeque::new(),

@@ -65,6 +65,14 @@ pub const ALL: Rate = Rate {
     per_second: 500,
     burst: 1000,
 };
+/// Messages per second, and at once, that are said again for want of an answer, to all peers together: those
+/// that went away all at once cost no more, however many they are. Beyond, they are said later.
+pub const REPEATS: Rate = Rate {
+    per_second: 100,
+    burst: 400,
+};
+/// How much later; a quarter shorter or longer by chance.
+const REPEAT_LATER: Duration = Duration::from_secs(5);
 /// How long after an agreement a session without it says nothing: it was on its way.
 const SETTLING: Duration = Duration::from_secs(10);
 /// How long after a change of keys the exchange begins by itself, if no new session begins it.
@@ -160,11 +168,11 @@ struct Peer {
     is_live: bool,
     /// Under which two keys, ours first, and when.
     agreed: Option<([X25519Public; 2], Mono)>,
-    begun: Option<Begun>,
+    begun: Option<Box<Begun>>,
     keys: [X25519Public; 2],
     sendings: u32,
     failures: u32,
-    answering: Option<(Exchange, Answering)>,
+    answering: Option<Box<(Exchange, Answering)>>,
     bucket: Bucket,
 }
 
@@ -186,6 +194,7 @@ pub(crate) struct Exchanges {
     waiting: VecDeque<DeviceId>,
     timers: Timers<Timer>,
     all: Bucket,
+    repeats: Bucket,
     random: Random,
     output: VecDeque<Output>,
 }
@@ -199,6 +208,7 @@ impl Exchanges {
             waiting: VecDeque::new(),
             timers: Timers::new(),
             all: Bucket::full(ALL, Mono::ZERO),
+            repeats: Bucket::full(REPEATS, Mono::ZERO),
             random: Random::new(seed),
             output: VecDeque::new(),
         }
@@ -276,7 +286,7 @@ impl Exchanges {
             // The peer does not have it, whatever we believe.
             peer.agreed = None;
         }
-        if matches!(peer.begun, Some(Begun::Finishing { .. })) {
+        if matches!(peer.begun.as_deref(), Some(Begun::Finishing { .. })) {
             peer.sendings = 0;
             self.send_begun(device, now);
         } else if !self.has_key(device) && self.timers_allow(device) {
@@ -290,7 +300,7 @@ impl Exchanges {
             peer.is_live = false;
             self.timers.clear(Timer::Repeat(device));
             // The end of an exchange is sent again in the next session: the other side may use the key.
-            if matches!(peer.begun, Some(Begun::Asking(_))) {
+            if matches!(peer.begun.as_deref(), Some(Begun::Asking(_))) {
                 peer.begun = None;
             }
         }
@@ -346,7 +356,7 @@ impl Exchanges {
         };
         peer.keys = keys;
         peer.sendings = 0;
-        peer.begun = Some(Begun::Asking(beginner));
+        peer.begun = Some(Box::new(Begun::Asking(beginner)));
         self.send_begun(device, now);
     }
 
@@ -359,7 +369,7 @@ impl Exchanges {
             self.give_up(device, now);
             return;
         }
-        let content = match &peer.begun {
+        let content = match peer.begun.as_deref() {
             Some(Begun::Asking(beginner)) => Message::Begin {
                 exchange: beginner.exchange,
                 key: &beginner.key(),
@@ -390,7 +400,7 @@ impl Exchanges {
         let pause = (AGAIN_AFTER * 2u32.saturating_pow(doublings)).min(most);
         let again = now + self.random.jitter(pause);
         self.timers.clear(Timer::Repeat(device));
-        match &mut peer.begun {
+        match peer.begun.as_deref_mut() {
             Some(Begun::Finishing { rounds, .. }) if *rounds < FINISH_ROUNDS => {
                 *rounds += 1;
                 self.timers.set(Timer::Repeat(device), again);
@@ -447,7 +457,7 @@ impl Exchanges {
     ) -> Result<(), Refused> {
         let (own, own_key) = self.own.ok_or(Refused::Stranger)?;
         let peer = self.peers.get_mut(&device).ok_or(Refused::Stranger)?;
-        match &peer.answering {
+        match peer.answering.as_deref() {
             Some((
                 known,
                 Answering::Answered {
@@ -487,14 +497,14 @@ impl Exchanges {
         }
         .encode();
         peer.keys = [own_key, peer.key];
-        peer.answering = Some((
+        peer.answering = Some(Box::new((
             exchange,
             Answering::Answered {
                 answerer,
                 key: Zeroizing::new(key.to_vec()),
                 content: content.clone(),
             },
-        ));
+        )));
         self.output.push_back(Output::Send { device, content });
         self.keep_answer(device, now);
         Ok(())
@@ -528,7 +538,7 @@ impl Exchanges {
         now: Mono,
     ) -> Result<(), Refused> {
         let peer = self.peers.get_mut(&device).ok_or(Refused::Stranger)?;
-        let Some(Begun::Asking(beginner)) = &peer.begun else {
+        let Some(Begun::Asking(beginner)) = peer.begun.as_deref() else {
             return Err(Refused::Unasked);
         };
         if beginner.exchange != exchange {
@@ -550,12 +560,12 @@ impl Exchanges {
             what: PskUse::Accept,
         });
         peer.sendings = 0;
-        peer.begun = Some(Begun::Finishing {
+        peer.begun = Some(Box::new(Begun::Finishing {
             exchange,
             content,
             agreed,
             rounds: 1,
-        });
+        }));
         self.send_begun(device, now);
         Ok(())
     }
@@ -568,7 +578,7 @@ impl Exchanges {
         now: Mono,
     ) -> Result<(), Refused> {
         let peer = self.peers.get_mut(&device).ok_or(Refused::Stranger)?;
-        let agreed = match &peer.answering {
+        let agreed = match peer.answering.as_deref() {
             Some((known, Answering::Answered { answerer, .. })) if *known == exchange => {
                 answerer.finish(x25519, &check).ok_or(Refused::Forged)?
             }
@@ -587,13 +597,13 @@ impl Exchanges {
             check: agreed.done,
         }
         .encode();
-        peer.answering = Some((
+        peer.answering = Some(Box::new((
             exchange,
             Answering::Done {
                 finish: check,
                 content: content.clone(),
             },
-        ));
+        )));
         peer.agreed = Some((peer.keys, now));
         // What is done is small, and kept until the next: its end may come again at any time.
         self.timers.clear(Timer::Expire(device));
@@ -620,7 +630,7 @@ impl Exchanges {
             exchange: known,
             agreed,
             ..
-        }) = &peer.begun
+        }) = peer.begun.as_deref()
         else {
             return Err(Refused::Unasked);
         };
@@ -648,10 +658,26 @@ impl Exchanges {
     pub(crate) fn handle_timeout(&mut self, now: Mono) {
         while let Some(timer) = self.timers.due(now) {
             match timer {
-                Timer::Begin(device) => self.begin_due(device, now),
-                Timer::Repeat(device) => self.send_begun(device, now),
+                Timer::Begin(device) if self.may_repeat(timer, now) => self.begin_due(device, now),
+                Timer::Repeat(device) if self.may_repeat(timer, now) => {
+                    self.send_begun(device, now);
+                }
+                Timer::Begin(_) | Timer::Repeat(_) => {
+                    let later = self.random.jitter(REPEAT_LATER);
+                    self.timers.set(timer, now + later);
+                }
                 Timer::Expire(device) => self.forget_answer(device),
             }
+        }
+    }
+
+    /// Returns whether there is budget for what a timer is to repeat. What was never tried needs none.
+    fn may_repeat(&mut self, timer: Timer, now: Mono) -> bool {
+        let has_failed = |device| self.peers.get(&device).is_some_and(|p| p.failures > 0);
+        match timer {
+            Timer::Begin(device) if !has_failed(device) => true,
+            Timer::Begin(_) | Timer::Repeat(_) => self.repeats.take(REPEATS, now),
+            Timer::Expire(_) => true,
         }
     }
 

@@ -52,14 +52,14 @@ impl Items {
             return false;
         };
         source.take_offer(entry.key);
-        source.pull = Some(Pull {
+        source.pull = Some(Box::new(Pull {
             entry,
             bytes: Vec::new(),
             early: BTreeMap::new(),
             asked: 0,
             tries: 0,
             progress_at: now,
-        });
+        }));
         self.ask(device, now);
         true
     }

@@ -41,7 +41,7 @@ pub(super) struct Source {
     pub(super) is_relay: bool,
     tellings: BTreeMap<ItemKey, Telling>,
     offers: BTreeMap<ItemKey, Offer>,
-    pub(super) pull: Option<Pull>,
+    pub(super) pull: Option<Box<Pull>>,
     pub(super) messages: Bucket,
     pub(super) pieces: Bucket,
     pub(super) checks: Bucket,
@@ -108,12 +108,14 @@ impl Source {
                 None => drop(self.tellings.remove(key)),
             }
         }
+        give_back(&mut self.tellings);
         due
     }
 
     /// The peer has it: it need not be told.
     pub(super) fn forget_telling(&mut self, key: ItemKey) {
         self.tellings.remove(&key);
+        give_back(&mut self.tellings);
     }
 
     pub(super) fn offer(&mut self, offer: Offer) -> Result<(), ItemRefusal> {
@@ -147,7 +149,9 @@ impl Source {
     }
 
     pub(super) fn take_offer(&mut self, key: ItemKey) -> Option<Entry> {
-        self.offers.remove(&key).map(|offer| offer.entry)
+        let offer = self.offers.remove(&key);
+        give_back(&mut self.offers);
+        offer.map(|offer| offer.entry)
     }
 
     pub(super) fn pulling(&self) -> Option<ItemKey> {
@@ -158,8 +162,16 @@ impl Source {
     pub(super) fn forget_older(&mut self, key: ItemKey, version: Revision) {
         let older = |entry: &Entry| entry.key == key && entry.version <= version;
         self.offers.retain(|_, offer| !older(&offer.entry));
+        give_back(&mut self.offers);
         if self.pull.as_ref().is_some_and(|pull| older(&pull.entry)) {
             self.pull = None;
         }
+    }
+}
+
+/// An empty map keeps room for eleven entries; a hub has thousands of peers with nothing to say.
+fn give_back<V>(map: &mut BTreeMap<ItemKey, V>) {
+    if map.is_empty() {
+        *map = BTreeMap::new();
     }
 }

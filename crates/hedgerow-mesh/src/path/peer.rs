@@ -13,7 +13,7 @@ use super::route::{LINK_REST_MAX, REST_MAX, Route, Standing};
 use super::wire::{Candidates, PathMessage, Probe, Reply};
 use super::{
     ACTIVE_FOR, Common, Dropped, MESSAGES_PER_SECOND, Output, PROBES_PER_SECOND, ROUTES_MAX,
-    RouteStatus, Why,
+    RouteStatus, WANTED_FOR, Why,
 };
 use crate::budget::Bucket;
 
@@ -53,6 +53,8 @@ struct Trouble {
     since: Mono,
     next: Mono,
     rounds: u32,
+    /// How often in a row there was no budget for a round.
+    put_off: u32,
     /// When more paths are wanted again, and how often they were.
     want_at: Mono,
     wanted: u32,
@@ -64,6 +66,7 @@ impl Trouble {
             since: now,
             next: now,
             rounds: 0,
+            put_off: 0,
             want_at: now,
             wanted: 0,
         }
@@ -87,6 +90,8 @@ pub(super) struct Peer {
     /// When a path was left because it was dead.
     left_at: Mono,
     active_until: Mono,
+    /// Packets went to it lately.
+    wanted_until: Mono,
     trouble: Option<Trouble>,
     /// The parent was told that no path answers.
     is_lost: bool,
@@ -114,6 +119,7 @@ impl Peer {
             needs_straight: false,
             left_at: Mono::ZERO,
             active_until: Mono::ZERO,
+            wanted_until: Mono::ZERO,
             trouble: None,
             is_lost: false,
             silences: Silences::default(),
@@ -169,6 +175,7 @@ impl Peer {
     pub(super) fn active(&mut self, common: &mut Common, now: Mono) {
         let was_awake = self.is_awake(now);
         self.active_until = now + ACTIVE_FOR;
+        self.wanted_until = now + WANTED_FOR;
         if !was_awake {
             self.wake(common, now);
             if self.is_closed() {
@@ -187,6 +194,11 @@ impl Peer {
 
     fn is_awake(&self, now: Mono) -> bool {
         self.is_kept || now < self.active_until
+    }
+
+    /// Whether somebody waits for its paths.
+    fn is_wanted(&self, now: Mono) -> bool {
+        self.is_kept || now < self.wanted_until
     }
 
     /// Says where this device is, now and twice more.
@@ -317,6 +329,7 @@ impl Peer {
     /// Packets go unanswered: is the path dead?
     pub(super) fn silent(&mut self, common: &mut Common, now: Mono) {
         self.active_until = now + ACTIVE_FOR;
+        self.wanted_until = now + WANTED_FOR;
         self.silences.count += 1;
         let lately = self.silences.searched_at;
         if self.silences.count > SILENCES_MAX
@@ -335,6 +348,7 @@ impl Peer {
     pub(super) fn heard(&mut self, from: Path, common: &mut Common, now: Mono) {
         let own = common.local.clone();
         self.active_until = self.active_until.max(now + HEARD_FOR);
+        self.wanted_until = self.wanted_until.max(now + HEARD_FOR);
         // One that is being tried needs no further push: two ends would push each other faster and faster.
         let is_tried = |r: &mut Route| matches!(r.standing, Standing::Fresh(_));
         let is_tried = self.route(from).is_some_and(is_tried);
@@ -363,8 +377,10 @@ impl Peer {
 
     /// Begins to probe the path in use, and soon all others.
     fn suspect(&mut self, common: &mut Common, now: Mono) {
-        if self.trouble.is_none() {
-            self.trouble = Some(Trouble::new(now));
+        let trouble = self.trouble.get_or_insert(Trouble::new(now));
+        if trouble.put_off > 0 {
+            // It was not wanted when it was put off, and is now.
+            (trouble.put_off, trouble.next) = (0, now);
         }
         self.timeout(common, now);
     }
@@ -634,6 +650,8 @@ impl Peer {
             };
             self.routes.remove(place);
         }
+        // Most peers have one or two, and a hub has thousands of peers.
+        self.routes.reserve_exact(1);
         self.routes.push(Route::new(path, now));
         self.routes.last_mut()
     }

@@ -176,6 +176,7 @@ impl Route {
             .iter()
             .position(|s| s.number == number && s.token == token)?;
         let sent = self.outstanding.remove(place)?;
+        self.give_back();
         self.measured(now.since(sent.at));
         self.misses = 0;
         self.loss_permille -= self.loss_permille / 8;
@@ -195,8 +196,16 @@ impl Route {
             if sent.size > 0 {
                 sized.push(sent);
             }
+            self.give_back();
         }
         sized
+    }
+
+    /// Between probes, which is nearly always, a route keeps no room for them.
+    fn give_back(&mut self) {
+        if self.outstanding.is_empty() {
+            self.outstanding = VecDeque::new();
+        }
     }
 
     /// A probe that measures the MTU is lost for its size: that says nothing about the path.
@@ -228,7 +237,7 @@ impl Route {
             Standing::Alive => REST_MIN,
         };
         self.standing = Standing::Resting(pause);
-        self.outstanding.clear();
+        self.outstanding = VecDeque::new();
         self.probe_at = now + jitter(pause);
     }
 

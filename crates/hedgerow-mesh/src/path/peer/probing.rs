@@ -9,7 +9,7 @@ use super::super::route::{LINK_REST_MAX, PUNCH_PAUSES, REST_MAX, Route, SAMPLES_
 use super::super::wire::{PathMessage, Probe};
 use super::super::{
     Common, KEEP_EVERY, LOST_AFTER, Output, PROBES_PER_SECOND, RELAY_LOST_AFTER, STANDBY_EVERY,
-    SUSPICION_EVERY,
+    SUSPICION_EVERY, pace,
 };
 use super::{Peer, Trouble};
 
@@ -48,7 +48,10 @@ impl Peer {
             }
             if route.is_alive() && route.misses > 0 {
                 doubtful |= is_current;
-                route.probe_at = route.probe_at.min(now + DOUBT_EVERY);
+                // The one in use is then probed in rounds.
+                if !is_current {
+                    route.probe_at = route.probe_at.min(now + DOUBT_EVERY);
+                }
                 if !is_current && route.misses >= MISSES_STANDBY {
                     route.rest(rest_max, |mean| common.random.jitter(mean), now);
                 }
@@ -75,7 +78,10 @@ impl Peer {
                         false => STANDBY_EVERY,
                     };
                     route.probe_at = now + common.random.jitter(mean);
-                    due.push(route.path);
+                    // The one in use is probed in rounds while it is suspected.
+                    if !is_current || self.trouble.is_none() {
+                        due.push(route.path);
+                    }
                 }
                 Standing::Resting(_) => {
                     due.push(route.path);
@@ -92,7 +98,7 @@ impl Peer {
         }
     }
 
-    /// Probes the path in use at once, all others with it from the second round on.
+    /// Probes the path in use at once, all others with it from the second round on, as far as the budget goes.
     pub(super) fn trouble_when_due(&mut self, common: &mut Common, now: Mono) {
         if !self.is_awake(now) {
             self.trouble = None;
@@ -100,18 +106,16 @@ impl Peer {
         let Some(mut trouble) = self.trouble.filter(|t| t.next <= now) else {
             return;
         };
-        let is_closed = self.is_closed();
-        let only_current = trouble.rounds == 0 && !is_closed;
+        let (is_closed, is_wanted) = (self.is_closed(), self.is_wanted(now));
         let current = self.current;
-        let paths = self.routes.iter().filter(|r| !r.is_closed);
-        let paths = paths.filter(|r| !only_current || r.path == current);
-        // Where many are to be probed, those first that may be taken.
-        let rank = |r: &Route| (r.path != current, !r.is_alive(), self.cost(r), r.path);
-        let mut paths: Vec<_> = paths.map(rank).collect();
-        paths.sort();
-        for (.., path) in paths {
-            self.probe(path, common, now);
+        if !self.probe_round(trouble.rounds == 0 && !is_closed, common, now) {
+            trouble.put_off += 1;
+            let pause = pace::put_off(is_wanted, trouble.put_off);
+            trouble.next = now + common.random.jitter(pause);
+            self.trouble = Some(trouble);
+            return;
         }
+        trouble.put_off = 0;
         let mut others = self.routes.iter().filter(|r| r.path != current);
         let has_other = others.any(|r| r.is_usable(now));
         let is_believed = trouble.rounds > 0 || is_closed;
@@ -127,7 +131,10 @@ impl Peer {
         } else {
             LOST_AFTER
         };
-        if now.since(trouble.since) >= patience && !self.is_lost {
+        if now.since(trouble.since) >= patience
+            && !self.is_lost
+            && common.pace.may_look_for(is_wanted, now)
+        {
             self.is_lost = true;
             let device = self.device;
             common.output.push_back(Output::Lost { device });
@@ -136,6 +143,24 @@ impl Peer {
         let doublings = trouble.rounds.saturating_sub(4).min(5);
         trouble.next = now + (SUSPICION_EVERY * 2u32.pow(doublings)).min(ROUND_MAX);
         self.trouble = Some(trouble);
+    }
+
+    /// Probes the path in use and, unless it alone is suspected, the others. Returns whether there was budget
+    /// for any.
+    fn probe_round(&mut self, only_current: bool, common: &mut Common, now: Mono) -> bool {
+        let current = self.current;
+        let paths = self.routes.iter().filter(|r| !r.is_closed);
+        let paths = paths.filter(|r| !only_current || r.path == current);
+        // Where many are to be probed, those first that may be taken.
+        let rank = |r: &Route| (r.path != current, !r.is_alive(), self.cost(r), r.path);
+        let mut paths: Vec<_> = paths.map(rank).collect();
+        paths.sort();
+        let affordable = common.pace.take(self.is_wanted(now), paths.len(), now);
+        let has_any = affordable > 0 || paths.is_empty();
+        for (.., path) in paths.into_iter().take(affordable) {
+            self.probe(path, common, now);
+        }
+        has_any
     }
 
     pub(super) fn measure_mtu(&mut self, common: &mut Common, now: Mono) {
