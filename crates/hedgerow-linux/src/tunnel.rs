@@ -452,6 +452,8 @@ pub enum Report {
     Silent {
         /// Which device.
         device: DeviceId,
+        /// How long: four times [`SILENT_MIN`] and more when the silences before it were not broken by a packet.
+        waited: Duration,
     },
     /// No session with the peer is left; the next packet begins a handshake.
     Idle {

@@ -427,9 +427,10 @@ impl Paths {
         self.each(now, |peer, common| peer.relay_moved(from, to, common));
     }
 
-    /// Data was sent to the peer for a while and nothing came back.
-    pub fn handle_silent(&mut self, device: DeviceId, now: Mono) {
-        self.one(device, |peer, common| peer.silent(common, now));
+    /// Data was sent to the peer and nothing came back for so long, or for longer than in the silence before
+    /// when no data came between.
+    pub fn handle_silent(&mut self, device: DeviceId, waited: Duration, now: Mono) {
+        self.one(device, |peer, common| peer.silent(waited, common, now));
     }
 
     /// A packet or a message of the peer, which go by the path that it uses, came by this one.

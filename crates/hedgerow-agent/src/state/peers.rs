@@ -125,7 +125,7 @@ impl State {
                 bytes,
             } => self.mesh.handle_message(device, from, &bytes, view),
             Report::Heard { device, from } => self.mesh.handle_heard(device, from, view),
-            Report::Silent { device } => self.mesh.handle_silent(device, view),
+            Report::Silent { device, waited } => self.mesh.handle_silent(device, waited, view),
             Report::Active { device } => self.mesh.handle_active(device, view),
             Report::Established {
                 device,

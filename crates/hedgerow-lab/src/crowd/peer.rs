@@ -246,7 +246,7 @@ impl Peer {
             } => self.mesh.handle_message(device, from, &bytes, view),
             Report::Heard { device, from } => self.mesh.handle_heard(device, from, view),
             Report::Active { device } => self.mesh.handle_active(device, view),
-            Report::Silent { device } => self.mesh.handle_silent(device, view),
+            Report::Silent { device, waited } => self.mesh.handle_silent(device, waited, view),
             Report::Idle { device } => {
                 self.is_live = false;
                 self.mesh.handle_session(device, Session::Idle, view);

@@ -138,7 +138,7 @@ pub(super) fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
         }
         Report::Heard { device, from } => mesh.handle_heard(device, from, view),
         Report::Active { device } => mesh.handle_active(device, view),
-        Report::Silent { device } => mesh.handle_silent(device, view),
+        Report::Silent { device, waited } => mesh.handle_silent(device, waited, view),
         Report::Spoofed { .. } | Report::PeerRefused { .. } | Report::Stopped { .. } => {}
     }
 }

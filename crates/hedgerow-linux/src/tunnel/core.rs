@@ -707,6 +707,7 @@ impl Core {
         if is_due(peer.due.rest) {
             peer.due.rest = peer.sessions.rest().then_some(now.mono + REST_AFTER);
         }
+        let waited = peer.silent_after;
         if silent {
             peer.due.silent = None;
             peer.silent_after = (peer.silent_after * 2).min(SILENT_MAX);
@@ -722,7 +723,7 @@ impl Core {
             peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
         }
         if silent {
-            self.report(Report::Silent { device });
+            self.report(Report::Silent { device, waited });
         }
         if reply {
             self.begin_unless_dear(place, now);

@@ -1,5 +1,7 @@
 //! Paths, relays and lookups: what their machines say becomes the mesh's outputs.
 
+use std::time::Duration;
+
 use hedgerow_model::Mono;
 use hedgerow_model::address::{Prefix, Underlay};
 use hedgerow_model::id::DeviceId;
@@ -101,10 +103,10 @@ impl Mesh {
         self.ways.paths.routes(device)
     }
 
-    /// The tunnel says that packets were sent to a peer for a while and nothing came back.
-    pub fn handle_silent(&mut self, device: DeviceId, view: View<'_>) {
+    /// The tunnel says that packets were sent to a peer and nothing came back, for so long.
+    pub fn handle_silent(&mut self, device: DeviceId, waited: Duration, view: View<'_>) {
         if self.ways.paths.in_use(device).is_some() {
-            self.ways.paths.handle_silent(device, view.now.mono);
+            self.ways.paths.handle_silent(device, waited, view.now.mono);
         } else {
             self.look_for_again(device, view);
         }
@@ -457,7 +459,8 @@ impl Mesh {
             }
             ClientOutput::Say { relay, bytes } => self.say(relay, None, bytes, false),
             ClientOutput::Suspect { relay } => {
-                self.ways.paths.handle_silent(relay, view.now.mono);
+                let now = view.now.mono;
+                self.ways.paths.handle_silent(relay, Duration::ZERO, now);
             }
             // A relay at home wants us through another: its frames would come back the same way.
             ClientOutput::Opened { device, .. } if self.ways.client.home().contains(&device) => {}
@@ -485,7 +488,7 @@ impl Mesh {
                     } else {
                         // It is probed; `Back` says when it answers.
                         paths.handle_kept(relay, true, now);
-                        paths.handle_silent(relay, now);
+                        paths.handle_silent(relay, Duration::ZERO, now);
                     }
                 }
                 Some(_) | None => self.look_for_again(relay, view),

@@ -46,6 +46,11 @@ const SILENCES_MAX: u32 = 2;
 const LEAVE_FOR: Duration = Duration::from_secs(20);
 /// At most one search for that in so long.
 const SEARCH_EVERY: Duration = Duration::from_secs(30);
+/// A silence of this length has three before it, as the tunnel doubles them while no packet comes: on a relayed
+/// path that carried probes of every length meanwhile, somebody picks.
+const SWALLOWED_AFTER: Duration = Duration::from_millis(800);
+/// How long a relay that does is used for the peer only where nothing else answers.
+const SWALLOWS_FOR: Duration = Duration::from_secs(600);
 
 /// The path in use may be dead.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +83,8 @@ impl Trouble {
 struct Silences {
     count: u32,
     searched_at: Option<Mono>,
+    /// Long probes came through since.
+    passed: bool,
 }
 
 pub(super) struct Peer {
@@ -327,7 +334,7 @@ impl Peer {
     }
 
     /// Packets go unanswered: is the path dead?
-    pub(super) fn silent(&mut self, common: &mut Common, now: Mono) {
+    pub(super) fn silent(&mut self, waited: Duration, common: &mut Common, now: Mono) {
         self.active_until = now + ACTIVE_FOR;
         self.wanted_until = now + WANTED_FOR;
         self.silences.count += 1;
@@ -336,12 +343,41 @@ impl Peer {
             && lately.is_none_or(|at| now.since(at) >= SEARCH_EVERY)
         {
             self.silences.searched_at = Some(now);
+            self.silences.passed = false;
             let most = common.mtu;
             if let Some(route) = self.route(self.current) {
                 route.mtu.begin(most);
             }
+        } else if self.silences.passed && waited >= SWALLOWED_AFTER {
+            self.silences.passed = false;
+            self.swallowed(now);
+        }
+        if self.is_blocked(now) {
+            self.try_others(now);
         }
         self.suspect(common, now);
+    }
+
+    /// What goes by the relayed path in use does not arrive, though probes do.
+    fn swallowed(&mut self, now: Mono) {
+        let relay = self.current.to;
+        if self.current.is_direct() {
+            return;
+        }
+        let of_relay = |r: &&mut Route| !r.path.is_direct() && r.path.to == relay;
+        for route in self.routes.iter_mut().filter(of_relay) {
+            route.swallows_until = now + SWALLOWS_FOR;
+        }
+        self.try_others(now);
+    }
+
+    /// The path in use is bad though it answers: does another answer now?
+    fn try_others(&mut self, now: Mono) {
+        let current = self.current;
+        let others = self.routes.iter_mut().filter(|r| r.path != current);
+        for route in others.filter(|r| !r.is_closed) {
+            route.probe_at = now;
+        }
     }
 
     /// The peer speaks by another path than we do. It may have moved, or found that ours is dead.
@@ -403,7 +439,12 @@ impl Peer {
                 self.candidates(list, common, now);
             }
             PathMessage::Observed(seen) => self.seen_at(*seen, from, common, now),
-            PathMessage::Moved => self.follow(from, common, now),
+            PathMessage::Moved { swallows } => {
+                if *swallows && from.to != self.current.to {
+                    self.swallowed(now);
+                }
+                self.follow(from, common, now);
+            }
         }
     }
 
@@ -470,6 +511,7 @@ impl Peer {
             self.end_trouble(common);
         } else if path == self.current && sent.size > 0 {
             self.silences.count = 0;
+            self.silences.passed = true;
         }
         if let Some(seen) = reply.seen {
             self.seen_at(seen, path, common, now);
@@ -519,9 +561,10 @@ impl Peer {
         let Some(current) = self.routes.iter().find(|r| r.path == self.current) else {
             return;
         };
-        let is_blocked = current.mtu.is_blocked(now);
+        let is_blocked = current.is_blocked(now);
         let is_silent = since.is_some() && current.misses >= MISSES_DEAD;
-        let is_dead = is_blocked || is_silent || current.is_closed;
+        let is_gone = is_silent || current.is_closed;
+        let is_dead = is_blocked || is_gone;
         // One that was taken back says nothing against the others.
         let since = since.filter(|_| !current.is_closed);
         let proven = |route: &&Route| match since {
@@ -531,13 +574,16 @@ impl Peer {
         };
         let others = self.routes.iter().filter(|r| r.path != self.current);
         let best = others
-            .filter(|r| r.is_usable(now))
+            .filter(|r| r.is_usable(now) || (is_gone && r.answers()))
             .filter(proven)
-            .min_by_key(|r| (self.cost(r), r.path));
+            .min_by_key(|r| (r.is_blocked(now), self.cost(r), r.path));
         let Some(best) = best else {
             return;
         };
         let (to, cost) = (best.path, self.cost(best));
+        // Of a relay that is left altogether: another session by it would be no better.
+        let left = current.path;
+        let swallows = is_blocked && !is_gone && !left.is_direct() && left.to != to.to;
         let current = self.cost(current);
         let why = if is_dead {
             Why::Dead
@@ -547,15 +593,23 @@ impl Peer {
             return;
         };
         self.move_to(to, why, common, now);
+        let most = common.mtu;
+        if let Some(route) = self.route(to).filter(|_| is_blocked) {
+            // What it carried before says little: it may be another session by the same relay.
+            route.mtu.begin(most);
+        }
         if why == Why::Dead {
-            common.send(self.device, Some(to), &PathMessage::Moved);
+            common.send(self.device, Some(to), &PathMessage::Moved { swallows });
         }
     }
 
     /// The peer's probe of this path was answered, and ours was not: who only listens would learn that
     /// later, and what it sends meanwhile would be lost.
     fn follow(&mut self, to: Path, common: &mut Common, now: Mono) {
-        if to == self.current {
+        // One that is known to lose packets is no better for the other's word.
+        let is_bad = self.route(to).is_some_and(|r| r.is_blocked(now));
+        let is_well = self.route(self.current).is_some_and(|r| r.is_usable(now));
+        if to == self.current || (is_bad && is_well) {
             return;
         }
         let Some(route) = self.route_or_add(to, common, now).filter(|r| !r.is_closed) else {
@@ -565,6 +619,9 @@ impl Peer {
         route.misses = 0;
         route.probe_at = now;
         self.move_to(to, Why::Followed, common, now);
+        if self.is_blocked(now) {
+            self.try_others(now);
+        }
         self.timeout(common, now);
     }
 
@@ -572,6 +629,7 @@ impl Peer {
         let from = std::mem::replace(&mut self.current, to);
         self.end_trouble(common);
         self.silences.count = 0;
+        self.silences.passed = false;
         self.heard_by = None;
         self.rest_closed(common, now);
         if why != Why::Better {
@@ -617,15 +675,25 @@ impl Peer {
     /// Does what is due.
     pub(super) fn timeout(&mut self, common: &mut Common, now: Mono) {
         self.tell_when_due(common, now);
+        let was_blocked = self.is_blocked(now);
         for route in &mut self.routes {
             for lost in route.overdue(now) {
                 route.mtu.lost(lost.size, now);
             }
         }
+        if !was_blocked && self.is_blocked(now) {
+            self.try_others(now);
+        }
         self.choose(common, now);
         self.trouble_when_due(common, now);
         self.probe_when_due(common, now);
         self.measure_mtu(common, now);
+    }
+
+    /// Returns whether the path in use loses packets, however well it carries probes.
+    fn is_blocked(&self, now: Mono) -> bool {
+        let mut routes = self.routes.iter();
+        routes.any(|r| r.path == self.current && r.is_blocked(now))
     }
 
     fn route(&mut self, path: Path) -> Option<&mut Route> {
@@ -650,9 +718,15 @@ impl Peer {
             };
             self.routes.remove(place);
         }
+        let mut route = Route::new(path, now);
+        let is_alike =
+            |r: &&Route| !path.is_direct() && !r.path.is_direct() && r.path.to == path.to;
+        let alike = self.routes.iter().filter(is_alike);
+        // A relay that swallows what goes by one session does so by another.
+        route.swallows_until = alike.map(|r| r.swallows_until).max().unwrap_or(Mono::ZERO);
         // Most peers have one or two, and a hub has thousands of peers.
         self.routes.reserve_exact(1);
-        self.routes.push(Route::new(path, now));
+        self.routes.push(route);
         self.routes.last_mut()
     }
 

@@ -91,6 +91,8 @@ pub(crate) struct Route {
     /// Where the peer sees us on this route.
     pub(crate) seen: Option<Underlay>,
     pub(crate) mtu: Search,
+    /// Until when it counts as one that answers probes and swallows packets.
+    pub(crate) swallows_until: Mono,
     /// Whoever gave the path has taken it back: an answer does not make it good.
     pub(crate) is_closed: bool,
 }
@@ -111,6 +113,7 @@ impl Route {
             answered_at: None,
             seen: None,
             mtu: Search::default(),
+            swallows_until: Mono::ZERO,
             is_closed: false,
         }
     }
@@ -119,10 +122,19 @@ impl Route {
         self.standing == Standing::Alive
     }
 
+    /// Returns whether packets may go by it, be it one that loses many of them.
+    pub(crate) fn answers(&self) -> bool {
+        self.is_alive() && self.misses == 0 && !self.is_closed
+    }
+
+    /// Returns whether it loses packets, however well it carries probes.
+    pub(crate) fn is_blocked(&self, now: Mono) -> bool {
+        self.mtu.is_blocked(now) || now < self.swallows_until
+    }
+
     /// Returns whether packets may go by it.
     pub(crate) fn is_usable(&self, now: Mono) -> bool {
-        let answers = self.is_alive() && self.misses == 0;
-        answers && !self.is_closed && !self.mtu.is_blocked(now)
+        self.answers() && !self.is_blocked(now)
     }
 
     /// How long a probe may take.

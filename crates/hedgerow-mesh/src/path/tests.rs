@@ -4,6 +4,7 @@ use hedgerow_model::path::RelaySession;
 
 use super::*;
 
+mod lies;
 mod taken_back;
 
 /// Two devices, the network between them, and what their tunnels do.
@@ -185,7 +186,12 @@ impl Pair {
 
     /// What the tunnel says when packets are sent and none comes back.
     fn silence(&mut self, end: usize) {
-        self.with(end, |paths, device, now| paths.handle_silent(device, now));
+        self.silence_of(end, ms(100));
+    }
+
+    /// The same, when it lasted so long.
+    fn silence_of(&mut self, end: usize, waited: Duration) {
+        self.with(end, |p, device, now| p.handle_silent(device, waited, now));
     }
 
     fn moves(&self, end: usize) -> Vec<(Path, Why)> {
@@ -310,7 +316,7 @@ fn who_was_told_to_follow_and_did_not_hear_follows_all_the_same() {
     while pair.current[0] == direct(B) {
         pair.run(ms(1));
     }
-    let told = PathMessage::Moved.encode();
+    let told = PathMessage::Moved { swallows: false }.encode();
     pair.flights.retain(|(.., bytes)| *bytes != told);
     pair.run(ms(1500));
     assert_eq!(pair.current, [relayed(1), relayed(2)]);
@@ -575,7 +581,7 @@ fn probes_of_many_dead_paths_stay_below_what_the_peer_takes() {
         for _ in 0..5 {
             pair.with(0, |p, device, now| {
                 p.handle_known(device, &many, now);
-                p.handle_silent(device, now);
+                p.handle_silent(device, ms(100), now);
             });
             pair.run(ms(200));
         }
@@ -709,7 +715,8 @@ fn messages_survive_the_wire_and_keep_their_bounds() {
     for message in [
         PathMessage::Reply(reply),
         PathMessage::Observed(address),
-        PathMessage::Moved,
+        PathMessage::Moved { swallows: false },
+        PathMessage::Moved { swallows: true },
         list(CANDIDATES_MAX),
     ] {
         let bytes = message.encode();

@@ -29,7 +29,10 @@ pub enum PathMessage {
     /// From where the last probe of the other end came, as it differs from the one before.
     Observed(Underlay),
     /// The path in use is dead; the one this comes by answered this end's probe and is used from now on.
-    Moved,
+    Moved {
+        /// The one in use answers probes and swallows packets.
+        swallows: bool,
+    },
 }
 
 /// A question.
@@ -95,7 +98,8 @@ impl PathMessage {
                 e.encode(&c.addresses)?.encode(&c.relays)?.ok()
             }
             Self::Observed(address) => e.array(2)?.u8(OBSERVED)?.encode(address)?.ok(),
-            Self::Moved => e.array(1)?.u8(MOVED)?.ok(),
+            Self::Moved { swallows: false } => e.array(1)?.u8(MOVED)?.ok(),
+            Self::Moved { swallows: true } => e.array(2)?.u8(MOVED)?.bool(true)?.ok(),
         }
     }
 
@@ -124,7 +128,9 @@ impl PathMessage {
                 relays: r.values(RELAYS_MAX)?,
             }),
             OBSERVED => Self::Observed(r.value()?),
-            MOVED => Self::Moved,
+            MOVED => Self::Moved {
+                swallows: r.left() > 0 && r.value()?,
+            },
             _ => return Err(MalformedContent),
         };
         r.close()?;

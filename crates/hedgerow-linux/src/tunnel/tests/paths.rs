@@ -1,5 +1,6 @@
 //! Paths, messages of agents, relays and pre-shared keys.
 
+use hedgerow_model::id::DeviceId;
 use hedgerow_model::message::{self, MessageKind};
 use hedgerow_model::path::{Path, RelaySession, relay_header};
 
@@ -281,6 +282,14 @@ fn tunnel_where_a_pre_shared_key_is_required_packets_wait_for_it_and_messages_do
     assert_eq!(b.got().len(), 2, "those that waited");
 }
 
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn silent(device: DeviceId, waited: Duration) -> Report {
+    Report::Silent { device, waited }
+}
+
 #[test]
 fn tunnel_use_and_silence_are_reported_where_the_mesh_chooses_the_path() {
     let (mut a, mut b) = reporting_pair();
@@ -304,7 +313,7 @@ fn tunnel_use_and_silence_are_reported_where_the_mesh_chooses_the_path() {
     a.timeout(after(99));
     assert!(a.said().is_empty());
     a.timeout(after(100));
-    assert_eq!(a.said(), [Report::Silent { device }]);
+    assert_eq!(a.said(), [silent(device, ms(100))]);
     // A message alone shows that the path works: the next silence is longer.
     b.tell(say(&a, None, b"here"), after(100));
     pump(&mut a, &mut b, after(100));
@@ -313,13 +322,13 @@ fn tunnel_use_and_silence_are_reported_where_the_mesh_chooses_the_path() {
     a.timeout(after(399));
     assert!(a.said().is_empty());
     a.timeout(after(400));
-    assert_eq!(a.said(), [Report::Silent { device }]);
+    assert_eq!(a.said(), [silent(device, ms(200))]);
     // A packet that comes back makes it short again.
     b.send(&packet(v6(2), v6(1), b"y"), after(500));
     pump(&mut a, &mut b, after(500));
     send(&mut a, 600);
     a.timeout(after(701));
-    assert_eq!(a.said(), [Report::Silent { device }]);
+    assert_eq!(a.said(), [silent(device, ms(100))]);
 }
 
 #[test]
@@ -339,7 +348,7 @@ fn tunnel_an_unanswered_handshake_is_silence_while_packets_wait() {
     a.timeout(later);
     assert_eq!(
         a.said(),
-        [Report::Silent { device }],
+        [silent(device, SILENT_MIN)],
         "long before the handshake is given up"
     );
 }

@@ -104,7 +104,7 @@ fn a_peer_to_which_packets_go_is_not_put_off_for_those_to_which_none_do() {
     let (mine, other) = (device(me), path(me, 2));
     run(&mut paths, (5000, 40_000), |_, _, _| {});
     // A second way that answers: it is found at once among all that do not.
-    paths.handle_silent(mine, at(40_000));
+    paths.handle_silent(mine, Duration::from_millis(100), at(40_000));
     paths.handle_known(mine, &[other], at(40_000));
     let mut moved = None;
     run(&mut paths, (40_001, 42_000), |paths, output, ms| {

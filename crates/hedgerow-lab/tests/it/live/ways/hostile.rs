@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::device::Device;
 use super::super::plot::Plot;
 use super::liar::Liar;
-use super::{FIND, join, measured, on_the_way, policy, wait_way};
+use super::{FIND, join, measured, on_the_way, policy, wait_standby, wait_way};
 
 /// Bytes that go to a peer and come back, to be compared.
 const CARGO_BYTES: &str = "400000";
@@ -219,4 +219,42 @@ fn a_relay_that_loses_forges_replays_and_exchanges_changes_nothing_that_arrives(
     cast.ensure_memory(&before)?;
     liar.order(&json!({}))?;
     transfer(&cast.left, &targets).context("after the lies")
+}
+
+#[test]
+fn a_relay_that_swallows_what_is_long_is_left_for_another() -> Result<()> {
+    swallows("swallow-long", &json!({ "drop": [300, 65535] }))
+}
+
+#[test]
+fn a_relay_that_swallows_all_but_probes_is_left_for_another() -> Result<()> {
+    swallows("swallow-data", &json!({ "drop": [97, 1310] }))
+}
+
+/// The nearer of two relays stops to pass on some of the frames, and answers probes as before.
+fn swallows(name: &'static str, orders: &Value) -> Result<()> {
+    let plot = Plot::open_in_real_time(name)?;
+    let cast = Cast::gather(&plot, 2)?;
+    let [(_, liar), (_, far)] = &*cast.relays else {
+        anyhow::bail!("two relays");
+    };
+    // What makes one relay the better one, whatever else this machine does.
+    far.order(&json!({ "delay_ms": 20 }))?;
+    let targets = cast.targets()?;
+    let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+    for target in &targets {
+        cast.left.wait_reaches(target, 9000)?;
+    }
+    cast.wait_by("relay-1")?;
+    for peer in [&cast.right, &cast.third] {
+        wait_standby(&cast.left, &peer.name, "relay-2")?;
+        wait_standby(peer, "left", "relay-2")?;
+    }
+    let before = cast.resident_kib()?;
+    liar.order(orders)?;
+    transfer(&cast.left, &targets).context("from the one that swallows")?;
+    cast.wait_by("relay-2")?;
+    liar.wait_done(&["drop"], 3)?;
+    transfer(&cast.left, &targets).context("through the other")?;
+    cast.ensure_memory(&before)
 }
