@@ -26,6 +26,7 @@ mod peers;
 mod spool;
 #[cfg(test)]
 mod tests;
+mod twins;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};

@@ -141,6 +141,8 @@ events! {
     42 ItemForked "item_forked" High;
     /// A peer and this device do not come to a pre-shared key; it is tried again; detail `failures`.
     43 PskFailed "psk_failed" Low;
+    /// A peer introduced itself again and again with an older key while another holds a session with its newer one: a disk was copied, or its clock went back; details `times`, `source`, `other`.
+    44 KeyDisputed "key_disputed" High;
 }
 
 impl fmt::Display for EventKind {

@@ -18,6 +18,7 @@ use hedgerow_model::{Mono, Now};
 use hedgerow_policy::Facts;
 use hedgerow_sync::message::ResolvedPeer;
 
+use super::twins::Twins;
 use super::{State, Step, ToTunnel};
 
 /// Most questions to the controller at once; a further one is answered with "unknown".
@@ -46,6 +47,7 @@ pub(super) struct Peers {
     waiting: BTreeSet<DeviceId>,
     pub(super) asked: BTreeMap<u64, PeerQuery>,
     next_question: u64,
+    twins: Twins,
     /// Through which relays this device is reached.
     home_relays: Vec<DeviceId>,
     /// When the controller is asked for relays again.
@@ -268,6 +270,9 @@ impl State {
         suppressed: u64,
         now: Now,
     ) {
+        if let (Refusal::SupersededBinding, Some(device)) = (reason, device) {
+            self.older_key(device, source, 1 + suppressed, now);
+        }
         let mut event = Event::new(now.wall, EventKind::IntroductionRefused)
             .detail("reason", reason)
             .detail("suppressed", suppressed);
@@ -276,6 +281,29 @@ impl State {
         }
         if let Some(device) = device {
             event = event.peer(device);
+        }
+        self.event(event);
+    }
+
+    /// Somebody showed a key of a device that has a newer one.
+    fn older_key(&mut self, device: DeviceId, source: Option<Path>, count: u64, now: Now) {
+        let status = self.mesh.status();
+        let newer = status.peers.iter().find(|p| p.device == device);
+        let Some(newer) = newer.filter(|p| p.in_session) else {
+            return;
+        };
+        let Some(times) = self.peers.twins.handle_older(device, count, now.mono) else {
+            return;
+        };
+        tracing::warn!(peer = %device, times, "one key at two places");
+        let mut event = Event::new(now.wall, EventKind::KeyDisputed)
+            .peer(device)
+            .detail("times", times);
+        if let Some(source) = source {
+            event = event.detail("source", source);
+        }
+        if let Some(endpoint) = newer.endpoint {
+            event = event.detail("other", endpoint);
         }
         self.event(event);
     }
