@@ -46,10 +46,10 @@ enum Command {
         #[arg(long)]
         from: Option<u64>,
         /// Devices of each plant.
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 24)]
         nodes: usize,
-        /// Simulated minutes.
-        #[arg(long, default_value_t = 31)]
+        /// Simulated minutes; a round in which everything happens once takes sixteen.
+        #[arg(long, default_value_t = 16)]
         minutes: u64,
         /// Uses a debug build, as the tests do.
         #[arg(long)]

@@ -132,10 +132,10 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         from: u64,
         /// Devices of each plant.
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 24)]
         nodes: usize,
         /// Simulated minutes.
-        #[arg(long, default_value_t = 31)]
+        #[arg(long, default_value_t = 16)]
         minutes: u64,
         /// The commit to name when a seed fails.
         #[arg(long, default_value = "COMMIT", hide = true)]
