@@ -98,6 +98,11 @@ pub const ACTIVE_INTERVAL: Duration = Duration::from_secs(5);
 pub const SILENT_MIN: Duration = Duration::from_millis(100);
 /// The same where packets go one way only, and only messages come back.
 pub const SILENT_MAX: Duration = Duration::from_millis(2400);
+/// The most of it while so many packets and more go into the silence: a busy stream learns soon that its path
+/// is dead, and a report costs little beside it.
+pub const SILENT_BUSY: Duration = Duration::from_millis(300);
+/// That many.
+pub const SILENT_PACKETS: u8 = 6;
 /// Bytes of one inner packet that can be configured.
 pub const MTU_MAX: u16 = 9000;
 /// First byte of a mesh datagram, or a greater one: not WireGuard's, handed up unread.
@@ -448,7 +453,7 @@ pub enum Report {
         device: DeviceId,
     },
     /// A packet was sent to the peer, and nothing came back for [`SILENT_MIN`]; twice as long each time
-    /// that only messages come back, up to [`SILENT_MAX`]. Only of peers with [`Roaming::Report`].
+    /// that only messages come back, up to [`SILENT_MAX`], or [`SILENT_BUSY`] once [`SILENT_PACKETS`] were sent. Only of peers with [`Roaming::Report`].
     Silent {
         /// Which device.
         device: DeviceId,

@@ -10,7 +10,9 @@ use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
 use super::message::{self, HEADER_BYTES};
 use super::relay::{Admission, Fate, Frame};
 use super::timers::{self, NO_REPLY_TIMEOUT, REST_AFTER};
-use super::{ACTIVE_INTERVAL, Cut, PresharedKey, PskSlot, Report, Roaming};
+use super::{
+    ACTIVE_INTERVAL, Cut, PresharedKey, PskSlot, Report, Roaming, SILENT_BUSY, SILENT_PACKETS,
+};
 
 impl Core {
     /// A relay's frame: one we pass on, or one for us.
@@ -87,10 +89,23 @@ impl Core {
         if peer.roaming == Roaming::Follow {
             return;
         }
-        let is_new = peer.due.silent.is_none();
-        if is_new {
-            peer.due.silent = Some(now + peer.silent_after);
-        }
+        let is_new = match peer.due.silent {
+            None => {
+                peer.due.silent = Some(now + peer.silent_after);
+                peer.unanswered = 1;
+                true
+            }
+            Some(due) => {
+                peer.unanswered = peer.unanswered.saturating_add(1);
+                let sooner = peer.silent_after.saturating_sub(SILENT_BUSY);
+                let is_busy = peer.unanswered == SILENT_PACKETS && !sooner.is_zero();
+                if is_busy {
+                    let due = Mono::ZERO + due.since(Mono::ZERO + sooner);
+                    peer.due.silent = Some(due.max(now));
+                }
+                is_busy
+            }
+        };
         let was = peer.active_at.map(|at| now.since(at));
         if was.is_none_or(|ago| ago >= ACTIVE_INTERVAL) {
             peer.active_at = Some(now);

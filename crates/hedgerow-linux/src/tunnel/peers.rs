@@ -292,6 +292,8 @@ pub(super) struct Peer {
     pub(super) active_at: Option<Mono>,
     /// The silence that is reported next.
     pub(super) silent_after: Duration,
+    /// Packets sent into it.
+    pub(super) unanswered: u8,
     pub(super) current_key: Option<Box<RemoteKey>>,
     pub(super) previous_key: Option<Box<RemoteKey>>,
     pub(super) keepalive: Option<Duration>,
@@ -319,6 +321,7 @@ impl Peer {
             heard_at: None,
             active_at: None,
             silent_after: SILENT_MIN,
+            unanswered: 0,
             current_key: None,
             previous_key: None,
             keepalive: None,

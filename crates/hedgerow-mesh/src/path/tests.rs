@@ -564,6 +564,30 @@ fn both_ends_probe_at_the_same_time() {
 }
 
 #[test]
+fn silence_on_a_far_path_that_works_asks_it_and_the_next_best_alone() {
+    let mut pair = Pair::new();
+    pair.link(relayed(1), relayed(2), ms(60));
+    pair.link(relayed(7), relayed(8), ms(65));
+    pair.establish(relayed(1), relayed(2));
+    let many: Vec<Path> = (7..20).map(relayed).collect();
+    pair.with(0, |p, device, now| p.handle_known(device, &many, now));
+    pair.run(Duration::from_secs(3));
+    pair.log[0].clear();
+    pair.silence(0);
+    pair.run(ms(300));
+    let probed = pair.log[0].iter().filter_map(|o| {
+        let Output::Send { via, bytes, .. } = o else {
+            return None;
+        };
+        let (_, content) = message::decode(bytes)?;
+        let probe = matches!(PathMessage::decode(content), Ok(PathMessage::Probe(_)));
+        via.filter(|_| probe)
+    });
+    let probed: Vec<Path> = probed.collect();
+    assert_eq!(probed, [relayed(1), relayed(1), relayed(7)]);
+}
+
+#[test]
 fn probes_of_many_dead_paths_stay_below_what_the_peer_takes() {
     let mut pair = Pair::through_relay();
     let many: Vec<Path> = (10..30).map(relayed).collect();

@@ -8,7 +8,9 @@ use hedgerow_model::Now;
 use std::time::Duration;
 
 use super::pair::*;
-use crate::tunnel::{Command, Cut, PresharedKey, PskSlot, Report, Roaming, SILENT_MIN, Secrecy};
+use crate::tunnel::{
+    Command, Cut, PresharedKey, PskSlot, Report, Roaming, SILENT_MIN, SILENT_PACKETS, Secrecy,
+};
 
 fn psk(n: u8) -> PresharedKey {
     PresharedKey::from_bytes([n; 32])
@@ -329,6 +331,45 @@ fn tunnel_use_and_silence_are_reported_where_the_mesh_chooses_the_path() {
     send(&mut a, 600);
     a.timeout(after(701));
     assert_eq!(a.said(), [silent(device, ms(100))]);
+}
+
+#[test]
+fn tunnel_a_busy_stream_hears_soon_of_silence_and_a_slow_one_later() {
+    let (mut a, mut b) = reporting_pair();
+    b.send(&packet(v6(2), v6(1), b"answer"), at(1));
+    pump(&mut a, &mut b, at(1));
+    let is_silent = |a: &mut Node| {
+        let said = a.said();
+        said.iter().any(|r| matches!(r, Report::Silent { .. }))
+    };
+    let start = at(10);
+    let mut ms = 0;
+    let after = |ms: u64| Now {
+        mono: start.mono + Duration::from_millis(ms),
+        ..start
+    };
+    // Messages alone come back, so each silence is longer than the one before.
+    for _ in 0..6 {
+        a.send(&packet(v6(1), v6(2), b"x"), after(ms));
+        ms += 2400;
+        a.timeout(after(ms));
+        b.tell(say(&a, None, b"here"), after(ms));
+        pump(&mut a, &mut b, after(ms));
+        a.said();
+    }
+    a.send(&packet(v6(1), v6(2), b"slow"), after(ms));
+    a.timeout(after(ms + 2399));
+    assert!(!is_silent(&mut a));
+    a.timeout(after(ms + 2400));
+    assert!(is_silent(&mut a));
+    ms += 3000;
+    for packet_ms in 0..u64::from(SILENT_PACKETS) {
+        a.send(&packet(v6(1), v6(2), b"busy"), after(ms + packet_ms * 20));
+    }
+    a.timeout(after(ms + 299));
+    assert!(!is_silent(&mut a));
+    a.timeout(after(ms + 300));
+    assert!(is_silent(&mut a));
 }
 
 #[test]

@@ -19,6 +19,8 @@ const MISSES_STANDBY: u32 = 3;
 const DOUBT_EVERY: Duration = Duration::from_millis(250);
 /// The longest pause between two rounds of probes while no path answers.
 const ROUND_MAX: Duration = Duration::from_secs(1);
+/// How long the first answer is waited for before all other paths are probed.
+const FIRST_MAX: Duration = Duration::from_millis(300);
 /// The first pause after which more paths are wanted again; each next is twice as long.
 const WANT_MIN: Duration = Duration::from_secs(1);
 /// The longest.
@@ -98,7 +100,7 @@ impl Peer {
         }
     }
 
-    /// Probes the path in use at once, all others with it from the second round on, as far as the budget goes.
+    /// Probes, asks for more paths and says that none is left, as far as the budget goes.
     pub(super) fn trouble_when_due(&mut self, common: &mut Common, now: Mono) {
         if !self.is_awake(now) {
             self.trouble = None;
@@ -108,7 +110,8 @@ impl Peer {
         };
         let (is_closed, is_wanted) = (self.is_closed(), self.is_wanted(now));
         let current = self.current;
-        if !self.probe_round(trouble.rounds == 0 && !is_closed, common, now) {
+        let timeout = self.waits_for_first(trouble, now);
+        if !self.probe_round((trouble.rounds, timeout), common, now) {
             trouble.put_off += 1;
             let pause = pace::put_off(is_wanted, trouble.put_off);
             trouble.next = now + common.random.jitter(pause);
@@ -118,7 +121,7 @@ impl Peer {
         trouble.put_off = 0;
         let mut others = self.routes.iter().filter(|r| r.path != current);
         let has_other = others.any(|r| r.is_usable(now));
-        let is_believed = trouble.rounds > 0 || is_closed;
+        let is_believed = (trouble.rounds > 0 && timeout.is_none()) || is_closed;
         if is_believed && !has_other && trouble.want_at <= now {
             let device = self.device;
             common.output.push_back(Output::Trouble { device });
@@ -142,15 +145,28 @@ impl Peer {
         trouble.rounds += 1;
         let doublings = trouble.rounds.saturating_sub(4).min(5);
         trouble.next = now + (SUSPICION_EVERY * 2u32.pow(doublings)).min(ROUND_MAX);
+        if let Some(at) = timeout.filter(|_| trouble.rounds > 1) {
+            trouble.next = trouble.next.max(at);
+        }
         self.trouble = Some(trouble);
     }
 
-    /// Probes the path in use and, unless it alone is suspected, the others. Returns whether there was budget
-    /// for any.
-    fn probe_round(&mut self, only_current: bool, common: &mut Common, now: Mono) -> bool {
-        let current = self.current;
+    /// Probes the path in use alone at first, then with it the one that would be taken, and all once the first
+    /// answer is overdue. Returns whether there was budget for any.
+    fn probe_round(
+        &mut self,
+        (round, timeout): (u32, Option<Mono>),
+        common: &mut Common,
+        now: Mono,
+    ) -> bool {
+        let (current, is_closed) = (self.current, self.is_closed());
+        let standby = self.standby(now);
         let paths = self.routes.iter().filter(|r| !r.is_closed);
-        let paths = paths.filter(|r| !only_current || r.path == current);
+        let paths = paths.filter(|r| match (round, timeout) {
+            (0, _) => is_closed || r.path == current,
+            (_, Some(_)) => r.path == current || Some(r.path) == standby,
+            (_, None) => true,
+        });
         // Where many are to be probed, those first that may be taken.
         let rank = |r: &Route| (r.path != current, !r.is_alive(), self.cost(r), r.path);
         let mut paths: Vec<_> = paths.map(rank).collect();
@@ -161,6 +177,21 @@ impl Peer {
             self.probe(path, common, now);
         }
         has_any
+    }
+
+    /// Returns until when the path in use may still answer the first probe under suspicion.
+    fn waits_for_first(&self, trouble: Trouble, now: Mono) -> Option<Mono> {
+        let current = self.routes.iter().find(|r| r.path == self.current)?;
+        let measured = current.round_trip.is_some() && current.misses == 0 && !current.is_closed;
+        let at = trouble.since + current.timeout().min(FIRST_MAX);
+        (measured && at > now).then_some(at)
+    }
+
+    /// Returns the path that would be taken if the one in use were dead.
+    fn standby(&self, now: Mono) -> Option<Path> {
+        let others = self.routes.iter().filter(|r| r.path != self.current);
+        let best = others.filter(|r| r.is_usable(now));
+        best.min_by_key(|r| (self.cost(r), r.path)).map(|r| r.path)
     }
 
     pub(super) fn measure_mtu(&mut self, common: &mut Common, now: Mono) {
