@@ -374,6 +374,7 @@ impl Mesh {
             }
             path::Output::Trouble { device } => {
                 let hints = self.home_relays_of(device);
+                self.ways.client.handle_stuck(device);
                 self.ways.want(device, &hints, now);
             }
             path::Output::Lost { device } => {

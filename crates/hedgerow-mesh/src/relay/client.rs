@@ -136,6 +136,8 @@ struct Relay {
 #[derive(Debug)]
 struct Want {
     hints: Vec<DeviceId>,
+    /// Which of them is named first.
+    turn: usize,
     attempts: BTreeMap<DeviceId, Attempt>,
 }
 
@@ -274,6 +276,7 @@ impl Client {
             None => {
                 let want = Want {
                     hints: hints.to_vec(),
+                    turn: 0,
                     attempts: BTreeMap::new(),
                 };
                 self.wants.insert(destination, want);
@@ -281,6 +284,13 @@ impl Client {
         }
         for relay in self.ways_to(destination) {
             self.connect(destination, relay, 0, now);
+        }
+    }
+
+    /// No way to the device answers: where two relays are needed, the next wish names another second one.
+    pub fn handle_stuck(&mut self, destination: DeviceId) {
+        if let Some(want) = self.wants.get_mut(&destination) {
+            want.turn = want.turn.wrapping_add(1);
         }
     }
 
@@ -619,7 +629,8 @@ impl Client {
             .filter(|h| **h != device)
             .copied()
             .collect();
-        let through = hints.get(tries % hints.len().max(1)).copied();
+        let turn = want.turn.wrapping_add(tries);
+        let through = hints.get(turn % hints.len().max(1)).copied();
         let attempt = Attempt {
             number,
             tries: tries + 1,

@@ -332,7 +332,9 @@ impl Server {
                 self.say(device, &RelayMessage::Close { session: *session });
                 continue;
             };
-            if let Some(asker) = self.joined.get(&side.key) {
+            // One beside which another was joined since ends when its time is over.
+            let joined = self.joined.get(&side.key);
+            if let Some(asker) = joined.filter(|s| [*session, side.other].contains(s)) {
                 self.timers.set(Timer::Session(*asker), now + SESSION_FOR);
             }
             if let Some(other) = self.owner(side.other)
@@ -365,7 +367,8 @@ impl Server {
             return refuse(Verdict::NotRegistered);
         }
         let key = (device, origin, destination);
-        if let Some(session) = self.joined.get(&key).copied() {
+        let joined = self.joined.get(&key).copied();
+        if let Some(session) = joined.filter(|s| !self.is_by_another(*s, &connect)) {
             self.timers.set(Timer::Session(session), now + SESSION_FOR);
             self.announce(session, origin);
             return Some((Verdict::Done, Some(session)));
@@ -396,6 +399,15 @@ impl Server {
             Some(relay) if relay == device => refuse(Verdict::NotRegistered),
             Some(relay) => self.pass_on(device, connect, relay, now),
         }
+    }
+
+    /// Whether a session goes by another relay than the one that is asked for now: that one may be dead, of
+    /// which nobody tells this relay.
+    fn is_by_another(&self, session: RelaySession, connect: &Connect) -> bool {
+        let far = self.sides.get(&session).and_then(|s| self.owner(s.other));
+        far.is_some_and(|far| far != connect.destination)
+            && connect.through.is_some()
+            && connect.through != far
     }
 
     /// Asks another relay to join the device with one that is registered there.
@@ -474,8 +486,14 @@ impl Server {
         now: Mono,
     ) -> Result<RelaySession, Verdict> {
         let near = key.0;
-        if let Some(session) = self.joined.get(&key) {
-            return Ok(*session);
+        // One by another relay stays beside it until it is no longer kept.
+        let joined = self.joined.get(&key).copied();
+        let same = |s: &RelaySession| {
+            let other = self.sides.get(s).and_then(|s| self.owner(s.other));
+            other == Some(far)
+        };
+        if let Some(session) = joined.filter(same) {
+            return Ok(session);
         }
         let room = |device: &DeviceId| {
             self.members.get(device).is_none_or(|m| {
@@ -556,10 +574,13 @@ impl Server {
         let Some(side) = self.sides.get(&session).copied() else {
             return;
         };
-        if let Some(asker) = self.joined.remove(&side.key) {
-            self.timers.clear(Timer::Session(asker));
+        if let Some(asker) = self.joined.get(&side.key).copied()
+            && (asker == session || asker == side.other)
+        {
+            self.joined.remove(&side.key);
         }
         for number in [session, side.other] {
+            self.timers.clear(Timer::Session(number));
             let Some(side) = self.sides.remove(&number) else {
                 continue;
             };

@@ -310,6 +310,28 @@ fn each_try_names_another_relay_of_the_destination() {
 }
 
 #[test]
+fn a_second_relay_that_died_is_gone_around() {
+    let mut world = World::new(&[1, 2, 100, 101, 102]);
+    world.know(1, 100);
+    world.know(2, 101);
+    world.know(2, 102);
+    world.want(1, 2, &[101, 102]);
+    let (_, path) = world.node(1).opened[0];
+    // Nobody tells the first relay that the second is dead.
+    world.dead.insert(id(101));
+    world.node(1).client.handle_stuck(id(2));
+    world.want(1, 2, &[]);
+    world.run(Duration::from_secs(1));
+    let (_, other) = *world.node(1).opened.last().unwrap();
+    assert_ne!(other, path);
+    assert_eq!(world.follow(1, other).unwrap().0, id(2));
+    // The one that leads nowhere ends, the other stays.
+    world.run(SESSION_FOR * 2);
+    assert_eq!(world.node(1).client.paths_to(id(2)), [other]);
+    assert!(world.follow(1, other).is_some());
+}
+
+#[test]
 fn a_wish_waits_for_the_tunnel_to_the_other_relay() {
     let mut world = World::new(&[1, 2, 100, 101]);
     world.know(1, 100);
