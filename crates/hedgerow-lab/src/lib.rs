@@ -20,6 +20,7 @@ pub mod clock;
 mod crowd;
 mod demo;
 mod entropy;
+mod first;
 mod fleet;
 pub mod lab;
 mod matrix;
@@ -110,6 +111,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measures the first packet to peers that nobody asked about before; needs root.
+    BenchFirstPacket(first::Order),
+    /// Sends the first packet.
+    #[command(hide = true)]
+    BenchFirstSend {
+        /// Where to.
+        target: String,
+    },
+    /// Notes when it comes.
+    #[command(hide = true)]
+    BenchFirstReceive,
     /// Runs one tunnel by itself between two ends that know each other; needs root.
     ///
     /// The keys are made of the ends' numbers: for measuring, never for traffic of value.
@@ -210,6 +222,9 @@ pub fn main() -> ExitCode {
             json,
         ),
         Command::BenchAgentInside { order, json } => crowd::inside(Screen::of(json), &order),
+        Command::BenchFirstPacket(order) => order.run(),
+        Command::BenchFirstSend { target } => first::send(&target),
+        Command::BenchFirstReceive => first::receive(),
         Command::Tunnel(bare) => bare.run(),
         Command::BenchHold { peers } => bench::hold(peers),
         Command::BenchSend => bench::send(),

@@ -181,12 +181,12 @@ pub(crate) const SERVICES: [Service; 7] = [
     },
 ];
 
-/// Builds the wires: router, central, and every device's namespace with its link up.
+/// Builds the middle of the wires: router, its three switches, and central.
 ///
 /// # Errors
 ///
 /// When `ip` refuses.
-pub(crate) fn wire(lab: &Lab) -> Result<()> {
+pub(crate) fn router(lab: &Lab) -> Result<()> {
     lab.namespace(ROUTER)?;
     in_namespace(ROUTER, &["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
     for (bridge, gateway) in [
@@ -208,7 +208,16 @@ pub(crate) fn wire(lab: &Lab) -> Result<()> {
     }
     lab.namespace(CENTRAL)?;
     plug(CENTRAL, CENTRAL_ADDRESS)?;
-    link_up(CENTRAL)?;
+    link_up(CENTRAL)
+}
+
+/// Builds the wires: router, central, and every device's namespace with its link up.
+///
+/// # Errors
+///
+/// When `ip` refuses.
+pub(crate) fn wire(lab: &Lab) -> Result<()> {
+    router(lab)?;
     for device in &DEVICES {
         lab.namespace(&device.namespace())?;
         plug(&device.namespace(), device.underlay())?;
