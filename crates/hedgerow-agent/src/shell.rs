@@ -7,6 +7,7 @@ pub(crate) mod enroll;
 pub(crate) mod entropy;
 mod gossip;
 pub(crate) mod identity;
+mod later;
 mod leave;
 pub(crate) mod lifeline;
 pub(crate) mod local;
