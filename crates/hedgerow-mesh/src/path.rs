@@ -53,6 +53,9 @@ pub use wire::{CANDIDATES_MAX, Candidates, PathMessage, Probe, RELAYS_MAX, Reply
 pub const ROUTES_MAX: usize = 24;
 /// Most own addresses as peers see them; the one confirmed longest ago goes first.
 pub const OBSERVED_MAX: usize = 4;
+/// Most own addresses that are known to have been seen; the one confirmed longest ago is forgotten first, and is
+/// news again. Above [`OBSERVED_MAX`], for a NAT that maps by destination shows every peer another one.
+pub const SEEN_MAX: usize = 64;
 /// How long after its last packet a peer's paths are still looked after.
 pub const ACTIVE_FOR: Duration = Duration::from_secs(90);
 /// How often a NAT's mapping is kept open while there is traffic, and a relay's always.
@@ -221,7 +224,7 @@ pub struct RouteStatus {
 pub(crate) struct Common {
     /// Interface addresses and configured endpoints, with the mesh's port.
     local: Vec<Underlay>,
-    /// As peers see us; the latest confirmed first.
+    /// As peers see us; the latest confirmed first, of which peers are told [`OBSERVED_MAX`].
     observed: VecDeque<Underlay>,
     overlay: Vec<Prefix>,
     home_relays: Vec<DeviceId>,
@@ -276,7 +279,7 @@ impl Common {
     /// What peers are told: where this device may be reached.
     fn own_candidates(&self) -> Candidates {
         let mut addresses = self.local.clone();
-        for seen in &self.observed {
+        for seen in self.observed.iter().take(OBSERVED_MAX) {
             if !addresses.contains(seen) {
                 addresses.push(*seen);
             }
@@ -297,7 +300,7 @@ impl Common {
             self.observed.remove(known);
         }
         self.observed.push_front(seen);
-        self.observed.truncate(OBSERVED_MAX);
+        self.observed.truncate(SEEN_MAX);
         let is_new = known.is_none() && !self.local.contains(&seen);
         self.generation += u64::from(is_new);
         is_new
@@ -503,6 +506,11 @@ impl Paths {
     /// Returns whether a session lives and nothing says that its path is dead.
     pub fn answers(&self, device: DeviceId) -> bool {
         self.peers.get(&device).is_some_and(Peer::answers)
+    }
+
+    /// Returns whether one of the two is a relay and a straight path between them answers.
+    pub fn is_straight(&self, device: DeviceId) -> bool {
+        self.peers.get(&device).is_some_and(Peer::is_straight)
     }
 
     /// Returns every route to a peer.

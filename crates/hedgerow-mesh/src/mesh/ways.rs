@@ -43,9 +43,11 @@ impl Ways {
     }
 
     /// Wants ways through relays to a device. A relay and its guest have none: the relay passes on what
-    /// its guest sends directly, so a tunnel between the two that goes through another relay serves nobody.
+    /// its guest sends directly, so a tunnel between the two that goes through another relay serves nobody. Nor
+    /// have a relay and anybody whom it reaches straight: it would prove ways to all devices there are.
     pub(super) fn want(&mut self, device: DeviceId, relays: &[DeviceId], now: Mono) {
-        if !self.client.knows(device) && !self.server.is_registered(device) {
+        let is_met = self.server.is_registered(device) || self.paths.is_straight(device);
+        if !self.client.knows(device) && !is_met {
             self.client.handle_want(device, relays, now);
         }
     }
@@ -238,6 +240,8 @@ impl Mesh {
             }
             let is_home = client.home().contains(&device);
             paths.handle_kept(device, is_home, now);
+        } else if paths.is_straight(device) {
+            self.ways.meet_directly(device, now);
         } else {
             self.ways.want(device, &hints, now);
         }
@@ -576,5 +580,22 @@ mod tests {
         assert_eq!(ways.client.status().wants, 0);
         ways.want(other, &[], now);
         assert_eq!(ways.client.status().wants, 1);
+    }
+
+    #[test]
+    fn a_relay_wants_no_way_around_to_whom_it_reaches_straight() {
+        let (device, now) = (DeviceId([1; 16]), Mono::ZERO);
+        let straight = Path::direct(Underlay("192.0.2.1:7117".parse().unwrap()));
+        let mut ways = Ways::new(|| [7; 32]);
+        ways.paths.handle_established(device, straight, now);
+        ways.want(device, &[], now);
+        assert_eq!(ways.client.status().wants, 1, "neither is a relay");
+        ways.meet_directly(device, now);
+        ways.paths.handle_serves(device, true, now);
+        ways.want(device, &[], now);
+        assert_eq!(ways.client.status().wants, 0);
+        ways.paths.handle_silent(device, Duration::ZERO, now);
+        ways.want(device, &[], now);
+        assert_eq!(ways.client.status().wants, 1, "it does not answer");
     }
 }

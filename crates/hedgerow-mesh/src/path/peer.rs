@@ -576,18 +576,18 @@ impl Peer {
         let best = others
             .filter(|r| r.is_usable(now) || (is_gone && r.answers()))
             .filter(proven)
-            .min_by_key(|r| (r.is_blocked(now), self.cost(r), r.path));
+            .min_by_key(|r| (r.is_blocked(now), r.has_failed(now), self.cost(r), r.path));
         let Some(best) = best else {
             return;
         };
-        let (to, cost) = (best.path, self.cost(best));
+        let (to, cost, has_failed) = (best.path, self.cost(best), best.has_failed(now));
         // Of a relay that is left altogether: another session by it would be no better.
         let left = current.path;
         let swallows = is_blocked && !is_gone && !left.is_direct() && left.to != to.to;
         let current = self.cost(current);
         let why = if is_dead {
             Why::Dead
-        } else if since.is_none() && cost + BETTER_BY.max(current / 5) < current {
+        } else if since.is_none() && !has_failed && cost + BETTER_BY.max(current / 5) < current {
             Why::Better
         } else {
             return;
@@ -635,6 +635,7 @@ impl Peer {
         if why != Why::Better {
             self.left_at = now;
             if let Some(route) = self.routes.iter_mut().find(|r| r.path == from) {
+                route.failed(now);
                 route.rest(REST_MAX, |mean| common.random.jitter(mean), now);
             }
         }
@@ -745,6 +746,10 @@ impl Peer {
 
     pub(super) fn answers(&self) -> bool {
         !self.is_lost && self.trouble.is_none()
+    }
+
+    pub(super) fn is_straight(&self) -> bool {
+        self.needs_straight && self.current.is_direct() && self.answers()
     }
 
     pub(super) fn in_use(&self) -> (Path, Option<Duration>) {

@@ -47,6 +47,15 @@ const LINK_COST: Duration = Duration::from_millis(30);
 /// The longest rest of a route over UDP while a link over TLS is used.
 pub const LINK_REST_MAX: Duration = Duration::from_secs(15);
 
+/// How long a route that was left because it was dead is taken for worse than all others, from the second time
+/// on; each further time doubles it. A relay that drops most of what it should pass on would be taken again and
+/// again.
+const FAILED_FOR: Duration = Duration::from_secs(10);
+/// A time counts as a further one so long after the last; that doubles as well.
+const FAILED_AGAIN: Duration = Duration::from_secs(60);
+/// Most doublings of both.
+const FAILED_DOUBLINGS_MAX: u32 = 5;
+
 /// What is known of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -95,6 +104,8 @@ pub(crate) struct Route {
     pub(crate) swallows_until: Mono,
     /// Whoever gave the path has taken it back: an answer does not make it good.
     pub(crate) is_closed: bool,
+    /// When it was last left because it was dead, and how often it was in short order before that.
+    failed: Option<(Mono, u32)>,
 }
 
 impl Route {
@@ -115,7 +126,23 @@ impl Route {
             mtu: Search::default(),
             swallows_until: Mono::ZERO,
             is_closed: false,
+            failed: None,
         }
+    }
+
+    /// Notes that the route is left because it is dead.
+    pub(crate) fn failed(&mut self, now: Mono) {
+        let again = self
+            .failed
+            .filter(|(at, times)| now.since(*at) < FAILED_AGAIN * 2u32.pow(*times));
+        let times = again.map_or(0, |(_, times)| (times + 1).min(FAILED_DOUBLINGS_MAX));
+        self.failed = Some((now, times));
+    }
+
+    /// Returns whether it was left so often that it is not to be trusted yet.
+    pub(crate) fn has_failed(&self, now: Mono) -> bool {
+        self.failed
+            .is_some_and(|(at, times)| now.since(at) < FAILED_FOR * (2u32.pow(times) - 1))
     }
 
     pub(crate) fn is_alive(&self) -> bool {

@@ -5,6 +5,7 @@ use hedgerow_model::path::RelaySession;
 use super::*;
 
 mod lies;
+mod many;
 mod taken_back;
 
 /// Two devices, the network between them, and what their tunnels do.
