@@ -44,10 +44,11 @@ const RELAY_FRAME: u8 = hedgerow_model::path::RELAY_FRAME_FIRST;
 
 #[derive(Debug)]
 enum Event {
-    Arrives(Flight),
+    /// Boxed, as all that is large: the queue moves its entries about.
+    Arrives(Box<Flight>),
     Wakes(usize),
     Greets(usize),
-    Answered(usize, u32, PeerQuery, Option<Resolved>),
+    Answered(usize, u32, Box<(PeerQuery, Option<Resolved>)>),
     Sends(usize),
     Probes(usize),
     Streams(usize),
@@ -201,10 +202,11 @@ impl World {
 
     fn handle(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Arrives(flight) => self.arrives(flight)?,
+            Event::Arrives(flight) => self.arrives(*flight)?,
             Event::Wakes(node) => self.wakes(node)?,
             Event::Greets(node) => self.greets(node)?,
-            Event::Answered(node, boots, query, answer) => {
+            Event::Answered(node, boots, answer) => {
+                let (query, answer) = *answer;
                 if let Some(n) = self.nodes.get_mut(node).filter(|n| n.boots == boots) {
                     n.handle_resolved(&self.domain, query, answer, self.now);
                     self.settle(node)?;
@@ -365,7 +367,7 @@ impl World {
     fn transmit(&mut self, node: usize, to: std::net::SocketAddr, bytes: Vec<u8>) {
         let from = network::local_address(&self.plant, node);
         for (at, flight) in self.network.send(node, from, to, bytes, self.now) {
-            self.put(at, Event::Arrives(flight));
+            self.put(at, Event::Arrives(Box::new(flight)));
         }
     }
 
@@ -378,7 +380,7 @@ impl World {
     ) {
         let from = network::local_address(&self.plant, node);
         for (at, flight) in self.network.send(node, from, to, bytes, self.now) {
-            self.put(at + after, Event::Arrives(flight));
+            self.put(at + after, Event::Arrives(Box::new(flight)));
         }
     }
 
@@ -399,7 +401,8 @@ impl World {
             true => Duration::from_millis(20) + self.random.up_to(Duration::from_millis(80)),
             false => Duration::ZERO,
         };
-        self.put(self.now + after, Event::Answered(node, boots, query, known));
+        let answer = Box::new((query, known));
+        self.put(self.now + after, Event::Answered(node, boots, answer));
     }
 
     /// A device that reaches the controller registers, hears the time, and learns who is revoked.
