@@ -222,8 +222,8 @@ pub struct PeerConfig {
     pub public_key: X25519Public,
     /// Its overlay addresses; they replace the ones set before.
     pub addresses: OverlayAddresses,
-    /// Where to send. Used while no session under `public_key` lives; afterwards only
-    /// [`Command::MovePeer`] changes it, and the peer's own authenticated packets as `roaming` says.
+    /// Where to send. Used while no session under `public_key` lives that the peer is known to have; afterwards
+    /// only [`Command::MovePeer`] changes it, and the peer's own authenticated packets as `roaming` says.
     pub endpoint: Option<Path>,
     /// Mixed into handshakes from now on, as by [`Command::SetPsk`]; `None` leaves what is set.
     pub psk: Option<PresharedKey>,

@@ -216,6 +216,14 @@ impl Sessions {
         all.into_iter().filter_map(|s| s.as_deref())
     }
 
+    /// Those that the peer is known to have. Of one that we responded to, it may never hear: our response may
+    /// have gone to where it is not any more.
+    pub(super) fn proven(&self) -> impl Iterator<Item = &Session> {
+        let [newer, older] = &self.previous;
+        let all = [&self.current, newer, older];
+        all.into_iter().filter_map(|s| s.as_deref())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.iter().next().is_none()
     }
@@ -651,7 +659,7 @@ impl Peers {
         peer.due.persistent = peer.keepalive.map(|interval| now + interval);
         let lives = |s: &Session| s.lives(now) && s.agreed.remote == config.public_key;
         match config.endpoint {
-            Some(new) if !peer.sessions.iter().any(lives) => {
+            Some(new) if !peer.sessions.proven().any(lives) => {
                 peer.endpoint.replace(new) != Some(new)
             }
             Some(_) | None => false,

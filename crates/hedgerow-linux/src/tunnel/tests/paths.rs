@@ -395,6 +395,38 @@ fn tunnel_an_unanswered_handshake_is_silence_while_packets_wait() {
 }
 
 #[test]
+fn tunnel_a_response_that_nobody_got_does_not_hold_a_peer_where_it_is_not() {
+    let (mut a, mut b) = (Node::new(1), Node::new(2));
+    let (mut to_a, mut to_b) = (a.config(), b.config());
+    (to_a.roaming, to_b.roaming) = (Roaming::Report, Roaming::Report);
+    // Both know a way by a relay that takes it back: only the first message of a handshake comes through.
+    let relayed = |at: Path| Path {
+        relay: Some(RelaySession(7)),
+        ..at
+    };
+    (to_a.endpoint, to_b.endpoint) = (Some(relayed(a.at.into())), Some(relayed(b.at.into())));
+    a.tell(Command::SetPeer(to_b.clone()), at(0));
+    b.tell(Command::SetPeer(to_a), at(0));
+    let back = packet(v6(2), v6(1), b"x");
+    b.send(&back, at(1));
+    let initiation = b.sent.remove(0).1;
+    a.receive(b.at, initiation.get(8..).unwrap(), at(1));
+    assert_eq!(a.sent.remove(0).1[0], 2, "a response, which is lost");
+    let there = packet(v6(1), v6(2), b"y");
+    a.send(&there, at(2));
+    assert_eq!(a.sent.remove(0).1[0], 0x84, "by the relay, in vain");
+    to_b.endpoint = Some(b.at.into());
+    a.tell(Command::SetPeer(to_b.clone()), at(3));
+    assert_eq!(a.sent.len(), 1, "at once where it is said to be now");
+    pump(&mut a, &mut b, at(3));
+    assert_eq!((a.got(), b.got()), (vec![back], vec![there]));
+    // A session that both have holds it.
+    to_b.endpoint = Some(relayed(b.at.into()));
+    a.tell(Command::SetPeer(to_b), at(4));
+    exchange(&mut a, &mut b, at(5));
+}
+
+#[test]
 fn tunnel_packets_above_a_path_s_bound_are_answered_with_too_big() {
     let (mut a, mut b) = reporting_pair();
     let device = b.device();
