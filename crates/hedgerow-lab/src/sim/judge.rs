@@ -25,6 +25,8 @@ const GOSSIP_MOST: u64 = 40_000;
 const QUIET_SECS: u64 = 180;
 /// How soon a signed list is everywhere: 99 of 100, and all.
 const URGENT_P99_MS: u64 = 5_000;
+/// A list that comes so long after it was given by hand comes from elsewhere.
+const URGENT_FOR: Duration = Duration::from_secs(30);
 /// Candidates for being revoked or contained begin here: some relays and operators stay.
 const EXPENDABLE_FIRST: usize = 4;
 
@@ -175,6 +177,15 @@ impl World {
             self.settle(to)?;
         }
         Ok(())
+    }
+
+    /// A device has learnt of a list. How long that took counts where gossip must reach it: whom the list itself
+    /// revokes is left by all, and hears of it by chance or not at all.
+    pub(super) fn learns(&mut self, node: usize) {
+        let took = self.now.since(self.handed);
+        if took < URGENT_FOR && reference::must_learn(&self.plant, &self.circumstances, node) {
+            self.outcome.figures.urgent.add(took);
+        }
     }
 
     /// With the controller dead, everyone in reach of a relay has the newest lists and does what they say.

@@ -57,6 +57,18 @@ fn small_plants_keep_to_the_reference_whatever_breaks() {
 }
 
 #[test]
+fn how_late_the_one_learns_whom_a_list_revokes_is_no_figure() {
+    let mut world = World::new(shape(3, 24, 16)).unwrap();
+    let must = |node: &usize| reference::must_learn(&world.plant, &world.circumstances, *node);
+    let some: Vec<usize> = (0..24).filter(must).take(2).collect();
+    world.circumstances.revoked.insert(some[0]);
+    world.learns(some[0]);
+    assert_eq!(world.outcome.figures.urgent.len(), 0);
+    world.learns(some[1]);
+    assert_eq!(world.outcome.figures.urgent.len(), 1);
+}
+
+#[test]
 fn a_large_plant_keeps_to_the_reference() {
     let outcome = clean(shape(3, 80, 16));
     assert!(outcome.judged(Expected::Reaches) > 40);

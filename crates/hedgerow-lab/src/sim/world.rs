@@ -37,8 +37,6 @@ const PROBES_EVERY: Duration = Duration::from_secs(5);
 const SPREAD: Duration = Duration::from_secs(10);
 /// Findings that are kept of one run; further ones are counted.
 const FINDINGS_MAX: usize = 20;
-/// A list that comes so long after it was given by hand comes from elsewhere.
-const URGENT_FOR: Duration = Duration::from_secs(30);
 /// First byte of a relay's frame.
 const RELAY_FRAME: u8 = hedgerow_model::path::RELAY_FRAME_FIRST;
 
@@ -309,12 +307,7 @@ impl World {
             Effect::Resolve(query) => self.resolve(node, query),
             Effect::Deliver(packet) => self.delivered(node, packet)?,
             Effect::Removed(device, reason) => self.check_removal(node, device, reason),
-            Effect::Learnt => {
-                let took = self.now.since(self.handed);
-                if took < URGENT_FOR {
-                    self.outcome.figures.urgent.add(took);
-                }
-            }
+            Effect::Learnt => self.learns(node),
         }
         Ok(())
     }
