@@ -27,6 +27,9 @@ pub const OPEN_EVERY: Duration = Duration::from_secs(25);
 pub const ASK_WITHIN: Duration = Duration::from_secs(8);
 /// The longest pause before a relay is tried again that failed.
 pub const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// The same while another relay is at home, of one that was never reached: most such are in cells that this
+/// device does not see, and each try is five introductions.
+pub const UNSEEN_AGAIN_MAX: Duration = Duration::from_secs(3600);
 /// How often a relay is tried that might be nearer than those at home.
 pub const EXPLORE_EVERY: Duration = Duration::from_secs(600);
 
@@ -127,6 +130,8 @@ struct Relay {
     /// The answer to the registration that is awaited, and how often it was asked for.
     opening: Option<(u32, usize)>,
     asked: bool,
+    /// There was a tunnel once.
+    was_met: bool,
     failures: u32,
     /// Not asked before this.
     retry_at: Option<Mono>,
@@ -213,6 +218,7 @@ impl Client {
             return;
         };
         relay.asked = false;
+        relay.was_met = true;
         let before = relay.tunnel.replace(to);
         if before.is_none() {
             relay.failures = 0;
@@ -485,6 +491,9 @@ impl Client {
                 .copied()
                 .collect();
             self.home.clone_from(&home);
+            if home.is_empty() {
+                self.recall_unseen(now);
+            }
             self.output.push_back(ClientOutput::Home { relays: home });
             for device in new {
                 self.open(device, now);
@@ -537,14 +546,30 @@ impl Client {
     /// The relay does not serve us: others do, and it is tried again later.
     fn failed(&mut self, device: DeviceId, now: Mono) {
         if let Some(relay) = self.relays.get_mut(&device) {
-            let doublings = relay.failures.min(10);
+            let doublings = relay.failures.min(12);
             relay.failures += 1;
-            let pause = (ASK_AGAIN_MIN * 2u32.pow(doublings)).min(ASK_AGAIN_MAX);
+            let most = match relay.was_met || self.home.is_empty() {
+                true => ASK_AGAIN_MAX,
+                false => UNSEEN_AGAIN_MAX,
+            };
+            let pause = (ASK_AGAIN_MIN * 2u32.pow(doublings)).min(most);
             let at = now + self.random.jitter(pause);
             relay.retry_at = Some(at);
             self.timers.set(Timer::Relay(device), at);
         }
         self.reconsider(now);
+    }
+
+    /// No relay is left at home: those given up for long are tried again, each once before its pause grows.
+    fn recall_unseen(&mut self, now: Mono) {
+        for (device, relay) in &mut self.relays {
+            if relay.tunnel.is_none() && relay.retry_at.is_some() {
+                let at = now + self.random.jitter(ASK_AGAIN_MIN);
+                relay.retry_at = relay.retry_at.map(|before| before.min(at));
+                relay.failures = relay.failures.min(5);
+                self.timers.set(Timer::Relay(*device), at);
+            }
+        }
     }
 
     fn look_after(&mut self, device: DeviceId, now: Mono) {

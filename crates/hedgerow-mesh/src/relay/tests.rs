@@ -25,6 +25,7 @@ struct Node {
     opened: Vec<(DeviceId, hedgerow_model::path::Path)>,
     closed: Vec<DeviceId>,
     home: Vec<DeviceId>,
+    asked: BTreeMap<DeviceId, usize>,
 }
 
 /// Relays have numbers from 100 on; all tunnels that are asked for come about.
@@ -57,6 +58,7 @@ impl World {
                 opened: vec![],
                 closed: vec![],
                 home: vec![],
+                asked: BTreeMap::new(),
             };
             world.nodes.insert(id(*number), node);
         }
@@ -93,6 +95,7 @@ impl World {
             if let Some(output) = node.client.poll() {
                 match output {
                     ClientOutput::Ask { relay } => {
+                        *node.asked.entry(relay).or_default() += 1;
                         if !self.dead.contains(&relay) {
                             node.client.handle_tunnel(relay, at(relay.0[0]), now);
                         }
@@ -468,6 +471,32 @@ fn a_device_that_is_no_relay_joins_nobody() {
     server.handle_message(id(1), false, RelayMessage::Connect(connect), now);
     assert_eq!(server.status().registered, 0);
     assert_eq!(server.status().verdicts[&Verdict::NoRelay], 1);
+}
+
+#[test]
+fn a_relay_never_reached_is_seldom_asked_while_another_serves_and_soon_when_none_does() {
+    let mut world = World::new(&[1, 100, 101]);
+    world.dead.insert(id(101));
+    world.know(1, 100);
+    world.know(1, 101);
+    let hour = Duration::from_secs(3600);
+    world.run(6 * hour);
+    let asked = world.node(1).asked[&id(101)];
+    assert!((10..=20).contains(&asked), "{asked} times");
+    world.dead = BTreeSet::from([id(100)]);
+    let now = world.now;
+    world.node(1).client.handle_tunnel_lost(id(100), now);
+    world.run(ASK_WITHIN);
+    assert_eq!(world.node(1).home, [id(101)]);
+    // It was met: its death is no reason to leave it for an hour.
+    world.dead = BTreeSet::from([id(101)]);
+    let now = world.now;
+    world.node(1).client.handle_tunnel_lost(id(101), now);
+    world.run(2 * hour);
+    assert_eq!(world.node(1).home, [id(100)]);
+    world.dead.clear();
+    world.run(ASK_AGAIN_MAX * 2);
+    assert_eq!(world.node(1).home.len(), 2);
 }
 
 #[test]
