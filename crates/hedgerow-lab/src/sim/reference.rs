@@ -7,8 +7,13 @@
 //!  policy joins them ∧ neither is revoked, contained, dead or hostile
 //!    ∧ ( a datagram finds the way ∨ both find one relay ∨ each finds a relay and these find each other )
 //! ```
+//!
+//! A device keeps the relays that it chooses, and others reach it through those. So a relay helps for certain only
+//! where every choice of the two devices leaves one that both have or two that find each other.
 
 use std::collections::BTreeSet;
+
+use hedgerow_mesh::relay::HOME_RELAYS;
 
 use super::plant::{Place, Plant};
 
@@ -90,17 +95,38 @@ pub(super) fn expected(plant: &Plant, now: &Circumstances, from: usize, to: usiz
     let relays = now.relays(plant);
     let near: Vec<usize> = relays_of(plant, &relays, from);
     let far: Vec<usize> = relays_of(plant, &relays, to);
-    if near.iter().any(|relay| far.contains(relay)) {
-        return Expected::ReachesRelayed;
+    if !is_joined_whatever_they_choose(plant, &near, &far) {
+        return Expected::Open;
     }
-    let joined = |a: &usize| {
-        far.iter()
-            .any(|b| finds(plant, *a, *b) || finds(plant, *b, *a))
+    match near.iter().any(|relay| far.contains(relay)) {
+        true => Expected::ReachesRelayed,
+        false => Expected::ReachesOverTwo,
+    }
+}
+
+// The choices below are pairs.
+const _: () = assert!(HOME_RELAYS == 2);
+
+/// Whether two devices are joined by relays, whichever [`HOME_RELAYS`] of those in its reach each keeps.
+fn is_joined_whatever_they_choose(plant: &Plant, near: &[usize], far: &[usize]) -> bool {
+    let joins = |a: usize, b: usize| a == b || finds(plant, a, b) || finds(plant, b, a);
+    let strangers = |chosen: &[usize]| {
+        let stranger = |b: &&usize| !chosen.iter().any(|a| joins(*a, **b));
+        far.iter().filter(stranger).count()
     };
-    match near.iter().any(joined) {
-        true => Expected::ReachesOverTwo,
-        false => Expected::Open,
+    if near.is_empty() || far.is_empty() {
+        return false;
     }
+    let kept = HOME_RELAYS.min(far.len());
+    let pairs = near.iter().enumerate().flat_map(|(place, a)| {
+        let others = near.iter().skip(place + 1);
+        others.map(|b| vec![*a, *b])
+    });
+    let choices: Vec<Vec<usize>> = match near {
+        [only] => vec![vec![*only]],
+        _ => pairs.collect(),
+    };
+    choices.iter().all(|chosen| strangers(chosen) < kept)
 }
 
 /// Whether somebody shows the key of one of the two: who is met first holds it, at each device.
