@@ -7,7 +7,6 @@ pub(crate) mod enroll;
 pub(crate) mod entropy;
 mod gossip;
 pub(crate) mod identity;
-mod later;
 mod leave;
 pub(crate) mod lifeline;
 pub(crate) mod local;

@@ -48,7 +48,7 @@ impl Daemon {
             let now = self.clock.now();
             let mut busy = false;
             while let Some(step) = self.state.poll() {
-                self.act_in_time(step, now);
+                self.act(step);
                 busy = true;
             }
             busy |= self.obey_session(now);
@@ -74,7 +74,7 @@ impl Daemon {
         self.live.as_mut()?.session.as_mut()
     }
 
-    pub(super) fn act(&mut self, step: Step) {
+    fn act(&mut self, step: Step) {
         let now = self.clock.now();
         match step {
             Step::Store => self.store_resources(now),
@@ -407,7 +407,6 @@ impl Daemon {
         if let Some(session) = self.session() {
             session.bye();
         }
-        self.catch_up();
         self.keep_spool(now);
         self.written("trusted time", |s| s.store.write_floor(s.clock.floor()));
         if let Some(mut live) = self.live.take() {

@@ -25,7 +25,6 @@ use super::clock::Clock;
 use super::entropy;
 use super::gossip::Record;
 use super::identity::{Identities, Keys, not_enrolled};
-use super::later::Later;
 use super::leave::{Heard, Leaving};
 use super::lifeline;
 use super::local::{self, Request};
@@ -146,7 +145,6 @@ pub(crate) struct Daemon {
     /// The endpoint record signed last.
     pub(super) record: Option<Record>,
     pub(super) record_at: Mono,
-    pub(super) later: Later,
 }
 
 /// Everything on disk that a state begins with.
@@ -412,7 +410,6 @@ impl Daemon {
             links,
             record: None,
             record_at: Mono::NEVER,
-            later: Later::default(),
         }
     }
 
@@ -557,9 +554,6 @@ impl Daemon {
         if now.mono >= self.record_at {
             self.renew_record(now);
         }
-        if now.mono >= self.later.deadline() {
-            self.catch_up();
-        }
         if now.mono >= self.names_at {
             self.look_up_names(now);
         }
@@ -590,7 +584,6 @@ impl Daemon {
             (self.metrics_at, "metrics"),
             (self.addresses_at, "addresses"),
             (self.record_at, "endpoint record"),
-            (self.later.deadline(), "what was put off"),
         ]
         .into_iter()
         .min_by_key(|(at, _)| *at)
