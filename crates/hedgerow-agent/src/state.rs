@@ -112,7 +112,7 @@ pub(crate) enum Step {
     /// Tell whoever asked what was measured.
     Answer(u64, Box<Answer>),
     /// It is this late at least: an issuer signed it.
-    Present(Wall),
+    Past(Wall),
 }
 
 /// What the tunnel is told.

@@ -128,7 +128,7 @@ impl Daemon {
                     session.ping(now.mono);
                 }
             }
-            Step::Present(at) => self.note_present(at),
+            Step::Past(at) => self.note_past(at),
             Step::OpenLink(relay, hosts) => self.open_link(relay, hosts, now),
             Step::CloseLink(relay) => self.close_link(relay),
             Step::Tunnel(order) => self.tell_tunnel(order),

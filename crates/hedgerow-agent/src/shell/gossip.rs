@@ -127,9 +127,20 @@ impl Daemon {
         }
     }
 
-    /// Notes that it is this late at least.
+    /// Notes that it is this late now: the controller says so.
     pub(super) fn note_present(&mut self, at: Wall) {
-        if let Some(floor) = self.clock.handle_present(at) {
+        let floor = self.clock.handle_present(at);
+        self.keep_floor(floor);
+    }
+
+    /// Notes that it is this late at least: a beacon that a peer passes on may be old.
+    pub(super) fn note_past(&mut self, at: Wall) {
+        let floor = self.clock.raise(at);
+        self.keep_floor(floor);
+    }
+
+    fn keep_floor(&mut self, floor: Option<Wall>) {
+        if let Some(floor) = floor {
             self.written("trusted time", |s| s.store.write_floor(floor));
         }
     }

@@ -54,7 +54,7 @@ impl State {
             Item::Beacon(beacon) => {
                 let secs = beacon.issued_secs;
                 if self.world.standing.adopt_beacon(beacon.clone()) {
-                    self.steps.push_back(Step::Present(Wall::from_secs(secs)));
+                    self.steps.push_back(Step::Past(Wall::from_secs(secs)));
                 }
             }
             Item::BundleHead(head) => {

@@ -542,7 +542,7 @@ impl Machine {
             }
             Step::Probe => "probe".into(),
             Step::Whereabouts => "whereabouts".into(),
-            Step::Present(_) => "present".into(),
+            Step::Past(_) => "past".into(),
             Step::OpenLink(..) => "open a link".into(),
             Step::CloseLink(_) => "close a link".into(),
         }
