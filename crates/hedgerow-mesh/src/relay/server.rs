@@ -401,7 +401,7 @@ impl Server {
         }
     }
 
-    /// Whether a session goes by another relay than the one that is asked for now: that one may be dead, of
+    /// Whether a session goes by another relay than the one that is asked for: that one may be dead, of
     /// which nobody tells this relay.
     fn is_by_another(&self, session: RelaySession, connect: &Connect) -> bool {
         let far = self.sides.get(&session).and_then(|s| self.owner(s.other));
