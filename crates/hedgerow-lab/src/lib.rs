@@ -31,6 +31,7 @@ mod programs;
 mod screen;
 mod sim;
 pub mod supervise;
+mod translate;
 mod witness;
 
 use std::net::SocketAddr;

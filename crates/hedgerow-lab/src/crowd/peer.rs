@@ -9,14 +9,8 @@ use hedgerow_identity::standing::Standing;
 use hedgerow_identity::statement::{sign_binding, verify_binding};
 use hedgerow_linux::tunnel::core::{Core, CoreConfig, Output as Wire};
 use hedgerow_linux::tunnel::limits::INITIATIONS_PER_SECOND;
-use hedgerow_linux::tunnel::{
-    Command, Cut, MTU_DEFAULT, PeerConfig, PresharedKey, PrivateKey, PskSlot, Report, Roaming,
-    Secrecy, Slot,
-};
-use hedgerow_mesh::psk::PskUse;
-use hedgerow_mesh::{
-    Admission, IntroductionSecret, Mesh, Output, OwnIdentity, Resolved, Session, TunnelOrder, View,
-};
+use hedgerow_linux::tunnel::{Command, MTU_DEFAULT, PrivateKey, Report, Secrecy};
+use hedgerow_mesh::{Admission, IntroductionSecret, Mesh, Output, OwnIdentity, Resolved, View};
 use hedgerow_model::Now;
 use hedgerow_model::address::{Overlay, Underlay};
 use hedgerow_model::id::DeviceId;
@@ -28,6 +22,7 @@ use crate::attack::foreign::Target;
 use crate::entropy::{SystemRandom, bytes};
 use crate::fleet::device::obtain;
 use crate::plant::{CENTRAL_ADDRESS, CENTRAL_PORT};
+use crate::translate;
 
 /// One peer.
 pub(super) struct Peer {
@@ -187,26 +182,15 @@ impl Peer {
                 ..
             } => {
                 self.hub = Some(device);
-                let peer = PeerConfig {
+                let set = Output::SetPeer {
                     device,
-                    slot: Slot::Current,
-                    public_key: wireguard_key,
+                    wireguard_key,
                     addresses,
                     endpoint: Some(Underlay(MESH).into()),
-                    psk: None,
-                    secrecy: Secrecy::Classical,
-                    roaming: Roaming::Report,
-                    keepalive: None,
                 };
-                self.core.handle_command(Command::SetPeer(peer), view.now);
-                self.core
-                    .handle_command(Command::Connect { device }, view.now);
+                self.command(set, view);
             }
-            Output::Tunnel(order) => {
-                if let Some(command) = command_of(order) {
-                    self.core.handle_command(command, view.now);
-                }
-            }
+            Output::Tunnel(_) => self.command(output, view),
             Output::Reject { reason, .. } => anyhow::bail!("no way to the agent: {reason}"),
             Output::ForgetOldKey { .. }
             | Output::PathChanged { .. }
@@ -227,79 +211,24 @@ impl Peer {
         Ok(())
     }
 
-    fn tell_mesh(&mut self, report: Report, view: View<'_>) {
-        match report {
-            Report::Established {
-                device,
-                endpoint,
-                psk,
-            } => {
-                self.is_live = true;
-                let session = Session::Established(endpoint);
-                self.mesh.handle_session(device, session, view);
-                self.mesh.handle_agreed(device, psk, view);
-            }
-            Report::Message {
-                device,
-                from,
-                bytes,
-            } => self.mesh.handle_message(device, from, &bytes, view),
-            Report::Heard { device, from } => self.mesh.handle_heard(device, from, view),
-            Report::Active { device } => self.mesh.handle_active(device, view),
-            Report::Silent { device, waited } => self.mesh.handle_silent(device, waited, view),
-            Report::Idle { device } => {
-                self.is_live = false;
-                self.mesh.handle_session(device, Session::Idle, view);
-                // It wants to stay in touch.
-                self.core
-                    .handle_command(Command::Connect { device }, view.now);
-            }
-            Report::Unanswered { .. }
-            | Report::Datagram { .. }
-            | Report::Wanted { .. }
-            | Report::Roamed { .. }
-            | Report::HandshakeFromUnknown { .. }
-            | Report::Spoofed { .. }
-            | Report::PeerRefused { .. }
-            | Report::Stopped { .. } => {}
+    fn command(&mut self, output: Output, view: View<'_>) {
+        for command in translate::commands(output, Secrecy::Classical) {
+            self.core.handle_command(command, view.now);
         }
     }
-}
 
-/// Nobody of the crowd is a relay.
-fn command_of(order: TunnelOrder) -> Option<Command> {
-    Some(match order {
-        TunnelOrder::SendMessage {
-            device,
-            via,
-            bytes,
-            measures_mtu,
-        } => Command::SendMessage {
-            device,
-            via,
-            bytes,
-            cut: match measures_mtu {
-                true => Cut::Refused,
-                false => Cut::Allowed,
-            },
-        },
-        TunnelOrder::MovePeer { device, path } => Command::MovePeer { device, path },
-        TunnelOrder::SetPathMtu { device, mtu } => Command::SetPathMtu { device, mtu },
-        TunnelOrder::SetPsk {
-            device,
-            keys,
-            psk,
-            what,
-        } => Command::SetPsk {
-            device,
-            keys: Some(keys),
-            psk: Some(PresharedKey::from_bytes(*psk.expose())),
-            slot: match what {
-                PskUse::Accept => PskSlot::Accepted,
-                PskUse::Use | PskUse::UseNow => PskSlot::Used,
-            },
-        },
-        TunnelOrder::Rekey { device } => Command::Rekey { device },
-        TunnelOrder::SetRelay { .. } | TunnelOrder::ForgetRelay { .. } => return None,
-    })
+    fn tell_mesh(&mut self, report: Report, view: View<'_>) {
+        let mut idle = None;
+        if let Report::Idle { device } = &report {
+            idle = Some(*device);
+        }
+        let is_new = matches!(report, Report::Established { .. });
+        self.is_live = is_new || (self.is_live && idle.is_none());
+        translate::report_to(&mut self.mesh, report, view);
+        if let Some(device) = idle {
+            // It wants to stay in touch.
+            let again = Command::Connect { device };
+            self.core.handle_command(again, view.now);
+        }
+    }
 }

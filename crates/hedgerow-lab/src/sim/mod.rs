@@ -41,7 +41,6 @@ mod plant;
 mod random;
 mod reference;
 mod seeds;
-mod translate;
 mod world;
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use super::network;
 use super::packet::{PACKET_BYTES, Packet, pack, unpack};
 use super::plant::{Member, Plant};
 use super::random::Random;
-use super::translate;
+use crate::translate;
 
 /// How often the trusted-time floor is written, as by the agent.
 const FLOOR_EVERY: Duration = Duration::from_secs(300);

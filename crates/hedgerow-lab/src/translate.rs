@@ -8,7 +8,7 @@ use hedgerow_mesh::{Mesh, Output, Session, TunnelOrder, Unreachable, View};
 use hedgerow_model::ruleset::{Profile, Verdict};
 
 /// Translates what the mesh wants of the tunnel.
-pub(super) fn commands(output: Output, secrecy: Secrecy) -> Vec<Command> {
+pub(crate) fn commands(output: Output, secrecy: Secrecy) -> Vec<Command> {
     match output {
         Output::Send { to, bytes } => vec![Command::SendDatagram { to, bytes }],
         Output::SetPeer {
@@ -111,7 +111,7 @@ fn order_of(order: TunnelOrder) -> Command {
 }
 
 /// Tells the mesh what the tunnel saw.
-pub(super) fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
+pub(crate) fn report_to(mesh: &mut Mesh, report: Report, view: View<'_>) {
     match report {
         Report::Datagram { from, bytes } => mesh.handle_datagram(from, &bytes, view),
         Report::Wanted { dst } => mesh.handle_wanted(dst, view),
