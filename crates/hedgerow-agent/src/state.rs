@@ -206,6 +206,8 @@ pub(crate) struct State {
     resources: BTreeMap<ResourceKind, Resource>,
     marks: BTreeMap<ResourceKind, Revision>,
     revision: Option<Revision>,
+    /// The newest policy that the controller signed, as far as was heard, by whatever way.
+    newest_policy: Option<Revision>,
     verified: Option<VerifiedTable>,
     identity_keys: Vec<P256Public>,
     addresses: BTreeMap<String, Vec<SocketAddr>>,
@@ -289,6 +291,7 @@ impl State {
             resources: BTreeMap::new(),
             marks: stored.marks,
             revision: stored.revision,
+            newest_policy: None,
             verified: None,
             identity_keys,
             addresses: BTreeMap::new(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hedgerow_model::id::{Labels, Revision, SiteName};
 use hedgerow_model::program::{Attribute, Class, Program};
 use hedgerow_model::resource::{Resource, ResourceKind};
-use hedgerow_model::statement::NameEntry;
+use hedgerow_model::statement::{BundleHead, NameEntry};
 use hedgerow_model::wire;
 use hedgerow_policy::{Diagnostic, Facts, Policy, Severity};
 use hedgerow_sync::controller::Offer;
@@ -108,6 +108,14 @@ pub(crate) fn diagnostic(finding: &Diagnostic) -> serde_json::Value {
 }
 
 impl InForce {
+    /// Returns the signed head: which revision is the newest, and what it hashes to.
+    pub(crate) fn head(&self, signer: Signer<'_>) -> Result<Vec<u8>, Refusal> {
+        signer.bundle_head(&BundleHead {
+            revision: self.record.revision,
+            hash: self.record.hash,
+        })
+    }
+
     /// Takes a policy that was read without errors.
     pub(crate) fn new(record: PolicyRecord, policy: Policy) -> Self {
         Self {

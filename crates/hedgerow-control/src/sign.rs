@@ -7,7 +7,7 @@ use hedgerow_identity::trust::Trust;
 use hedgerow_model::Wall;
 use hedgerow_model::id::Revision;
 use hedgerow_model::statement::{
-    Beacon, Names, RevocationList, SignedProgramBody, SiteConfig, States, Ticket,
+    Beacon, BundleHead, Names, RevocationList, SignedProgramBody, SiteConfig, States, Ticket,
 };
 
 use crate::issue::{Authority, IssueError};
@@ -82,6 +82,11 @@ impl Signer<'_> {
             revocations,
         };
         Ok(identity::sign_beacon(&beacon, &self.authority.issuing).map_err(IssueError::from)?)
+    }
+
+    /// Signs which policy is the newest.
+    pub(crate) fn bundle_head(&self, head: &BundleHead) -> Result<Vec<u8>, Refusal> {
+        Ok(identity::sign_bundle_head(head, &self.authority.policy).map_err(IssueError::from)?)
     }
 
     /// Signs the hash of a policy revision.

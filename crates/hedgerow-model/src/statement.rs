@@ -386,13 +386,13 @@ pub struct EndpointRecord {
     pub relays: Vec<DeviceId>,
 }
 
-/// The newest set of programs, by the policy role key: who holds an older one sees that it misses something.
+/// The newest policy, by the policy role key: who holds an older revision sees that it misses something.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct BundleHead {
     /// The policy revision.
     #[n(0)]
     pub revision: Revision,
-    /// What the programs of the revision hash to, together.
+    /// The hash of the policy revision, which names the one before.
     #[n(1)]
     pub hash: Digest,
 }

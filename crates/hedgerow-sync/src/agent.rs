@@ -82,8 +82,8 @@ pub enum Output {
     },
     /// The controller knows an older one: call [`AgentSession::hand_up`].
     HandUpWanted(ResourceKind),
-    /// A fresh beacon, not yet verified.
-    Beacon(Vec<u8>),
+    /// A fresh beacon and, for a relay, the head of the policy in force; not yet verified.
+    Beacon(Vec<u8>, Option<Vec<u8>>),
     /// A new certificate and ticket, not yet verified.
     Renewed(Renewed),
     /// No new certificate.
@@ -398,7 +398,9 @@ impl AgentSession {
             (State::Open, ToAgent::Update(update)) => return self.update(update),
             (State::Open, ToAgent::Pong(true)) => return self.say_holdings(),
             (State::Open, ToAgent::Pong(false)) => {}
-            (State::Open, ToAgent::Beacon(bytes)) => self.outputs.push_back(Output::Beacon(bytes)),
+            (State::Open, ToAgent::Beacon(beacon, head)) => {
+                self.outputs.push_back(Output::Beacon(beacon, head));
+            }
             (State::Open, ToAgent::Renewed(new)) => self.outputs.push_back(Output::Renewed(new)),
             (State::Open, ToAgent::RenewRefused(id, reason, secs)) => {
                 let retry_after = (secs > 0).then(|| Duration::from_secs(secs));

@@ -290,13 +290,13 @@ impl ControllerSession {
         self.answer(Channel::Telemetry, &ToAgent::EventsStored(upto))
     }
 
-    /// Sends a fresh beacon.
+    /// Sends a fresh beacon, and to a relay the head of the policy in force, both signed.
     ///
     /// # Errors
     ///
     /// When the agent takes nothing: close.
-    pub fn beacon(&mut self, signed: &[u8]) -> Result<(), SessionError> {
-        self.answer(Channel::Command, &ToAgent::Beacon(signed.to_vec()))
+    pub fn beacon(&mut self, beacon: &[u8], head: Option<Vec<u8>>) -> Result<(), SessionError> {
+        self.answer(Channel::Command, &ToAgent::Beacon(beacon.to_vec(), head))
     }
 
     /// Asks which flows are open. Returns whether the agent is one that can be asked.

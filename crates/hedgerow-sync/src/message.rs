@@ -300,12 +300,15 @@ pub enum ToAgent {
     /// Answers a ping. When true, the roots differ: say what you hold.
     #[n(2)]
     Pong(#[n(0)] bool),
-    /// A fresh beacon.
+    /// A fresh beacon; for a relay, which hands both on, with the head of the policy in force.
     #[n(3)]
     Beacon(
         #[n(0)]
         #[cbor(with = "minicbor::bytes")]
         Vec<u8>,
+        #[n(1)]
+        #[cbor(with = "minicbor::bytes")]
+        Option<Vec<u8>>,
     ),
     /// The new certificate.
     #[n(4)]
@@ -400,7 +403,7 @@ impl ToAgent {
             Self::Welcome(_) => "welcome",
             Self::Update(_) => "update",
             Self::Pong(_) => "pong",
-            Self::Beacon(_) => "beacon",
+            Self::Beacon(..) => "beacon",
             Self::Renewed(_) => "renewed",
             Self::RenewRefused(..) => "renew-refused",
             Self::Resolved(..) => "resolved",
@@ -425,7 +428,10 @@ impl ToAgent {
             Self::Update(u) => {
                 u.set.len() <= ResourceKind::ALL.len() && u.remove.len() <= ResourceKind::ALL.len()
             }
-            Self::Beacon(bytes) => bytes.len() <= STATEMENT_BYTES_MAX,
+            Self::Beacon(beacon, head) => {
+                beacon.len() <= STATEMENT_BYTES_MAX
+                    && head.as_ref().is_none_or(|h| h.len() <= STATEMENT_BYTES_MAX)
+            }
             Self::Renewed(r) => {
                 r.chain.len() <= CHAIN_MAX
                     && r.chain.iter().all(|c| c.len() <= STATEMENT_BYTES_MAX)

@@ -178,7 +178,12 @@ impl Daemon {
                 self.state.event(event);
             }
             agent::Output::HandUpWanted(kind) => self.hand_up(kind),
-            agent::Output::Beacon(bytes) => self.beacon(&bytes, now),
+            agent::Output::Beacon(beacon, head) => {
+                self.beacon(&beacon, now);
+                if let Some(head) = head {
+                    self.state.handle_policy_head(&head, now);
+                }
+            }
             agent::Output::Renewed(new) => self.renewed(new, now),
             agent::Output::RenewRefused { reason, .. } => {
                 tracing::warn!(reason, "no new certificate");

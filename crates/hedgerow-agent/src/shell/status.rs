@@ -63,6 +63,7 @@ pub(super) fn of(daemon: &mut Daemon) -> Value {
         "policy": {
             "revision": daemon.state.holdings().revision.map(|r| r.to_string()),
             "verified": verified.map(|v| v.revision.to_string()),
+            "missed": daemon.state.missed_policy().map(|r| r.to_string()),
             "table_hash": verified.map(|v| v.table_hash.to_string()),
         },
         "table": table(daemon),
@@ -363,6 +364,11 @@ pub(crate) fn text(status: &Value) -> String {
     if let Some(trouble) = status.pointer("/mesh/links/error").and_then(Value::as_str) {
         lines.push(format!(
             "Warning: this relay takes no links over TLS: {trouble} (see `hedgerow-agent check`)"
+        ));
+    }
+    if let Some(missed) = status.pointer("/policy/missed").and_then(Value::as_str) {
+        lines.push(format!(
+            "Warning: the policy is at revision {missed}, as peers hand on: this device gets it when it reaches a controller"
         ));
     }
     if show("/device/held") != "none" {

@@ -57,14 +57,37 @@ impl State {
                     self.steps.push_back(Step::Past(Wall::from_secs(secs)));
                 }
             }
-            Item::BundleHead(head) => {
-                if head.revision > self.world.program_revision {
-                    tracing::info!(revision = %head.revision, "a newer policy than ours exists");
-                }
-            }
+            Item::BundleHead(head) => self.note_policy(head.revision),
             // Held for whoever asks.
             Item::TreeHead(_) | Item::Endpoints { .. } => {}
         }
+    }
+
+    /// Takes the head of the policy in force, from the controller; one that does not hold is refused
+    /// and said.
+    pub(crate) fn handle_policy_head(&mut self, bytes: &[u8], now: Now) {
+        match self.world.trust.verify_bundle_head(bytes) {
+            Ok(head) => {
+                self.note_policy(head.revision);
+                self.share_item(ItemKind::BundleHead, bytes, now);
+            }
+            Err(refused) => self.refuse(now, None, &refused.to_string(), refused.reason()),
+        }
+    }
+
+    /// Notes which policy the controller signed last.
+    fn note_policy(&mut self, revision: hedgerow_model::id::Revision) {
+        if self.newest_policy.is_none_or(|known| revision > known) {
+            tracing::info!(%revision, "heard which policy is the newest");
+            self.newest_policy = Some(revision);
+        }
+    }
+
+    /// Returns the newest policy heard of, when this device holds an older revision: every revision
+    /// goes to every device, so it misses something.
+    pub(crate) fn missed_policy(&self) -> Option<hedgerow_model::id::Revision> {
+        let held = self.revision.unwrap_or_default();
+        self.newest_policy.filter(|newest| *newest > held)
     }
 
     /// Takes a list that did not come in a session.

@@ -6,6 +6,7 @@ use hedgerow_identity::certificate::{Access, PeerIdentity};
 use hedgerow_model::Mono;
 use hedgerow_model::event::{Event, EventKind};
 use hedgerow_model::id::Revision;
+use hedgerow_model::path;
 use hedgerow_model::resource::{ResourceHead, ResourceKind};
 use hedgerow_sync::message::{Hello, Welcome};
 
@@ -13,6 +14,7 @@ use super::{Agent, End, Standing};
 use crate::entropy;
 use crate::hub::{Counters, Live, dirty};
 use crate::journal::Note;
+use crate::sign::Signer;
 use crate::snapshot::Snapshot;
 use crate::store::devices::DeviceRecord;
 
@@ -213,6 +215,9 @@ impl Agent {
         if self.standing != Standing::Served {
             return Ok(());
         }
+        if self.is_relay() {
+            self.tell_beacon()?;
+        }
         if !self.awaits.is_empty() {
             return Ok(());
         }
@@ -297,7 +302,31 @@ impl Agent {
     /// Writes to the agent: when its machine has forgotten the connection, this ends it.
     pub(super) fn probe(&mut self) -> Result<(), End> {
         let beacon = self.control.newest_beacon();
-        Ok(self.session.beacon(&beacon)?)
+        Ok(self.session.beacon(&beacon, None)?)
+    }
+
+    /// Sends the newest beacon; to a relay with the head of the policy, for those who are cut off.
+    pub(super) fn tell_beacon(&mut self) -> Result<(), End> {
+        let beacon = self.control.newest_beacon();
+        let head = match self.is_relay() {
+            true => {
+                let (authority, snapshot) = (self.control.authority(), self.control.snapshot());
+                let signer = Signer {
+                    authority: &authority,
+                    trust: &snapshot.trust,
+                };
+                Some(snapshot.policy.head(signer)?)
+            }
+            false => None,
+        };
+        Ok(self.session.beacon(&beacon, head)?)
+    }
+
+    /// Whether the device hands on what it hears to devices that are cut off.
+    pub(super) fn is_relay(&self) -> bool {
+        let snapshot = self.control.snapshot();
+        let record = snapshot.device(self.device);
+        record.is_some_and(|r| path::is_relay(&r.labels))
     }
 
     /// The agent spoke although another session claims its identity: both live.

@@ -277,9 +277,12 @@ impl Agent {
             self.contested = true;
             self.probe()?;
         }
-        if bits & dirty::BEACON != 0 && self.standing == Standing::Served {
-            let beacon = self.control.newest_beacon();
-            self.session.beacon(&beacon)?;
+        let tells = match self.is_relay() {
+            true => dirty::BEACON | dirty::PROGRAM,
+            false => dirty::BEACON,
+        };
+        if bits & tells != 0 && self.standing == Standing::Served {
+            self.tell_beacon()?;
         }
         if bits & dirty::FLOWS != 0 && self.standing == Standing::Served {
             for question in self.control.hub.questions.of(self.device) {

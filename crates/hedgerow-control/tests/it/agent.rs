@@ -328,6 +328,10 @@ impl Device {
         self.clone()
     }
 
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     pub(crate) fn address(&self) -> Ipv6Addr {
         let facts = self.facts();
         let v6 = facts.addresses().iter().find_map(|a| match a {
@@ -554,7 +558,7 @@ impl Uplink<'_> {
             Output::Dismissed(why) | Output::Closed(why) => self.closed = Some(why),
             other @ (Output::Welcomed(_)
             | Output::Refused { .. }
-            | Output::Beacon(_)
+            | Output::Beacon(..)
             | Output::Renewed(_)
             | Output::RenewRefused { .. }
             | Output::Resolved { .. }
@@ -604,6 +608,11 @@ impl Uplink<'_> {
     /// Works until a condition holds.
     pub(crate) fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         self.wait(what, |u| done(u));
+    }
+
+    /// Returns whether something came and was not looked at.
+    pub(crate) fn has(&self, wanted: impl Fn(&Output) -> bool) -> bool {
+        self.outputs.iter().any(wanted)
     }
 
     /// Works for a while.

@@ -285,6 +285,39 @@ fn a_plan_names_the_live_sessions_it_would_cut_and_never_takes_silence_for_none(
 }
 
 #[test]
+fn a_relay_is_told_which_policy_is_the_newest_and_no_other_device_is() {
+    let central = Central::started();
+    let (mut sensor, _) = fleet(&central);
+    let labels = json!({"role": "gateway", "relay": "yes"});
+    let mut relay = central.enroll(json!({"site": "s1", "labels": labels, "name": "r"}));
+    let trust = relay.trust().clone();
+    let (mut a, mut r) = (sensor.connect(&central), relay.connect(&central));
+    let has_head = |o: &Output| matches!(o, Output::Beacon(_, Some(_)));
+    let head = |output: Output| match output {
+        Output::Beacon(_, Some(bytes)) => trust.verify_bundle_head(&bytes).unwrap().into_inner(),
+        other => panic!("{other:?}"),
+    };
+    let first = head(r.expect("the head at the beginning", has_head));
+    r.until("the first program", |u| u.holds(ResourceKind::Program));
+    a.until("the first program", |u| u.holds(ResourceKind::Program));
+    let before = r.revision();
+    let with_relays = POLICY.replace("[sensor, collector]", "[sensor, collector, gateway]");
+    let with_relays = with_relays.replace("segments:", "  relay: { values: [\"yes\"] }\nsegments:");
+    let applied = central.ask_later("POST", "policy/apply", &with_relays);
+    let second = head(r.expect("the head of the new policy", has_head));
+    r.until("the new program", |u| u.revision() > before && u.is_idle());
+    a.until("the new program", |u| u.revision() > before && u.is_idle());
+    let (status, answer) = applied.join().unwrap();
+    assert_eq!(status, 200, "{answer}");
+    assert!(second.revision > first.revision);
+    assert_eq!(r.revision(), Some(second.revision));
+    let history = central.get("policy/history")["revisions"].clone();
+    assert_eq!(history[0]["hash"], json!(second.hash.to_string()));
+    a.settle(Duration::from_millis(200));
+    assert!(!a.has(has_head));
+}
+
+#[test]
 fn labels_states_and_revocation_reach_connected_agents() {
     let central = Central::started();
     let (mut sensor, mut collector) = fleet(&central);

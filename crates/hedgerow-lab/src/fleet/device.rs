@@ -275,7 +275,7 @@ impl Device {
                     Output::Held(why) => bail!(why),
                     Output::Refused { reason, .. } => bail!(reason),
                     Output::HandUpWanted(_)
-                    | Output::Beacon(_)
+                    | Output::Beacon(..)
                     | Output::Renewed(_)
                     | Output::RenewRefused { .. }
                     | Output::Resolved { .. }

@@ -94,7 +94,8 @@ fn every_to_agent() -> Vec<ToAgent> {
             remove: vec![ResourceKind::Program],
         }),
         ToAgent::Pong(true),
-        ToAgent::Beacon(vec![1]),
+        ToAgent::Beacon(vec![1], None),
+        ToAgent::Beacon(vec![1], Some(vec![2])),
         ToAgent::Renewed(Renewed {
             id: 1,
             chain: vec![vec![1], vec![2]],

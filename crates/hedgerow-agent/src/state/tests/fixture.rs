@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hedgerow_identity::key::{SoftwareEd25519, SoftwareP256, SoftwareP384};
 use hedgerow_identity::statement::{
-    sign_binding, sign_config, sign_names, sign_program, sign_revocations, sign_states,
-    sign_ticket, verify_binding,
+    sign_binding, sign_bundle_head, sign_config, sign_names, sign_program, sign_revocations,
+    sign_states, sign_ticket, verify_binding,
 };
 use hedgerow_identity::trust::{Trust, root_set_digest, sign_manifest};
 use hedgerow_mesh::{IntroductionSecret, Memory, Mesh, OwnIdentity};
@@ -17,8 +17,9 @@ use hedgerow_model::id::{DeviceId, DeviceName, Digest, Revision, SiteName};
 use hedgerow_model::program::{DeviceState, Mode};
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::statement::{
-    Binding, Issuer, Manifest, NameEntry, Names, P256Public, Revocation, RevocationList, Revoked,
-    Role, RoleKey, Root, SignedProgramBody, SiteConfig, States, Ticket, X25519Public,
+    Binding, BundleHead, Issuer, Manifest, NameEntry, Names, P256Public, Revocation,
+    RevocationList, Revoked, Role, RoleKey, Root, SignedProgramBody, SiteConfig, States, Ticket,
+    X25519Public,
 };
 use hedgerow_model::{Mono, Now, Wall, wire};
 use hedgerow_policy::{Facts, compile, parse};
@@ -201,6 +202,14 @@ impl Domain {
         };
         let bytes = sign_states(&body, &self.policy).unwrap();
         Self::resource(ResourceKind::States, rev(n), bytes)
+    }
+
+    pub(super) fn policy_head(&self, n: u64) -> Vec<u8> {
+        let head = BundleHead {
+            revision: rev(n),
+            hash: Digest([7; 32]),
+        };
+        sign_bundle_head(&head, &self.policy).unwrap()
     }
 
     pub(super) fn states_by_wrong_role(&self, n: u64) -> Resource {

@@ -157,6 +157,32 @@ fn a_quarantine_that_one_device_hears_of_is_in_force_at_those_that_are_cut_off()
 }
 
 #[test]
+fn a_device_that_is_cut_off_hears_that_it_misses_a_policy() {
+    let (domain, mut all) = plant();
+    let heads = [2, 5].map(|n| domain.policy_head(n));
+    // The controller tells one end alone, which holds that policy.
+    let set = [domain.program(5, POLICY, &all[0])];
+    all[0].adopt(&domain, 5, set);
+    all[0].state.handle_policy_head(&heads[0], at(20));
+    wait(&mut all, 20, 24);
+    for machine in &all {
+        let missed = machine.state.missed_policy();
+        assert_eq!(missed, None, "everybody holds revision 2 or a later one");
+    }
+    all[0].state.handle_policy_head(&heads[1], at(25));
+    wait(&mut all, 25, 29);
+    let missed: Vec<_> = all.iter().map(|m| m.state.missed_policy()).collect();
+    let newest = Some(rev(5));
+    assert_eq!(missed, [None, newest, newest]);
+    let mut forged = domain.policy_head(9);
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    all[0].state.handle_policy_head(&forged, at(30));
+    wait(&mut all, 30, 34);
+    assert_eq!(all[1].state.missed_policy(), newest);
+}
+
+#[test]
 fn a_forged_or_older_file_is_refused_and_changes_nothing() {
     let (domain, mut all) = plant();
     let target = Revoked::Device(all[2].id());
