@@ -293,9 +293,11 @@ fn a_relay_is_told_which_policy_is_the_newest_and_no_other_device_is() {
     let trust = relay.trust().clone();
     let (mut a, mut r) = (sensor.connect(&central), relay.connect(&central));
     let has_head = |o: &Output| matches!(o, Output::Beacon(_, Some(_)));
-    let head = |output: Output| match output {
-        Output::Beacon(_, Some(bytes)) => trust.verify_bundle_head(&bytes).unwrap().into_inner(),
-        other => panic!("{other:?}"),
+    let head = |output: Output| {
+        let Output::Beacon(_, Some(bytes)) = output else {
+            panic!("{output:?}");
+        };
+        trust.verify_bundle_head(&bytes).unwrap().into_inner()
     };
     let first = head(r.expect("the head at the beginning", has_head));
     r.until("the first program", |u| u.holds(ResourceKind::Program));
