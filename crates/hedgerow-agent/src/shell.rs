@@ -11,6 +11,7 @@ mod leave;
 pub(crate) mod lifeline;
 pub(crate) mod local;
 mod measure;
+mod memory;
 pub(crate) mod offline;
 mod orders;
 mod preference;

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!  write_atomic: .name.tmp ──write, fsync──▶ rename over name ──▶ fsync of the directory
+//!  write_soon:   name ──write──▶ …later, elsewhere… ──sync──▶ fsync
 //! ```
 //!
 //! # Invariants
 //!
 //! - A reader finds the old content or the new one, never a part, also after `kill -9` at any point.
 //! - After [`write_atomic`] returns, the new content survives loss of power.
+//! - What [`write_soon`] wrote survives the process at once, and loss of power after [`sync`].
 //! - One file has one writer: two at a time would share the temporary file. Programs hold a lock on
 //!   their state directory.
 
@@ -97,6 +99,10 @@ pub fn write_atomic(path: &Path, bytes: &[u8], access: Access) -> Result<(), Dis
 }
 
 fn write_durably(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
+    write_to_kernel(path, bytes, access)?.sync_all()
+}
+
+fn write_to_kernel(path: &Path, bytes: &[u8], access: Access) -> io::Result<File> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -107,7 +113,46 @@ fn write_durably(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
     // A leftover of another mode keeps it on opening, and the umask may have taken bits away.
     file.set_permissions(Permissions::from_mode(access.mode()))?;
     file.write_all(bytes)?;
-    file.sync_all()
+    Ok(file)
+}
+
+/// Writes a file that nobody reads yet, and does not wait for the disk: whatever happens to this process,
+/// the content is there; after a loss of power the file may be absent, empty or torn until [`sync`] said
+/// that it lasts.
+///
+/// # Errors
+///
+/// When the directory is missing, full or read-only; there is no such file then.
+pub fn write_soon(path: &Path, bytes: &[u8], access: Access) -> Result<(), DiskError> {
+    if let Err(error) = write_to_kernel(path, bytes, access) {
+        drop(fs::remove_file(path));
+        return Err(failed("write", path)(error));
+    }
+    Ok(())
+}
+
+/// Waits until the content of `path`, a file or directory, is on the disk; a missing one is success.
+///
+/// # Errors
+///
+/// When the disk did not take it. The kernel may have dropped the content: it must be written again.
+pub fn sync(path: &Path) -> Result<(), DiskError> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    match synced {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(failed("fsync", path)(e)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Waits until everything on the file system of `path` is on the disk; cheaper than many [`sync`].
+///
+/// # Errors
+///
+/// When the disk did not take it. The kernel may have dropped content: it must be written again.
+pub fn sync_file_system(path: &Path) -> Result<(), DiskError> {
+    let synced = File::open(path).and_then(|file| Ok(rustix::fs::syncfs(&file)?));
+    synced.map_err(failed("sync", path))
 }
 
 /// Overwrites `path` in place, for a file that cannot be renamed over because it is a mount point.
@@ -221,9 +266,7 @@ fn sync_directory_of(path: &Path) -> Result<(), DiskError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
-    File::open(directory)
-        .and_then(|d| d.sync_all())
-        .map_err(failed("fsync", directory))
+    sync(directory)
 }
 
 fn flag_bits(flags: OFlags) -> i32 {

@@ -107,11 +107,9 @@ impl Daemon {
             }
             Step::Whereabouts => self.tell_whereabouts(),
             Step::BindKey => self.bind(now),
-            Step::Remember(memory) => {
-                self.written("a peer", |s| s.store.write_memory(&memory));
-            }
+            Step::Remember(memory) => self.remember(&memory, now),
             Step::Forget(device) => {
-                self.written("a peer", |s| s.store.remove_memory(device));
+                self.written("a peer", |s| s.store.met().forget(device));
             }
             Step::Hosts(entries) => self.write_hosts(&entries),
             Step::Answer(id, answer) => self.answer(id, &answer),
@@ -408,6 +406,7 @@ impl Daemon {
             session.bye();
         }
         self.keep_spool(now);
+        self.written("peers", |s| s.store.met().settle());
         self.written("trusted time", |s| s.store.write_floor(s.clock.floor()));
         if let Some(mut live) = self.live.take() {
             if let Some(session) = &mut live.session {

@@ -29,6 +29,7 @@ use super::leave::{Heard, Leaving};
 use super::lifeline;
 use super::local::{self, Request};
 use super::measure::Waiting;
+use super::memory::Settling;
 use super::orders::Orders;
 use super::preference::Preference;
 use super::relay_link::{self, RelayLinks};
@@ -66,6 +67,8 @@ pub(crate) enum Input {
     Samples(Vec<Sample>),
     /// Where controllers called by name are.
     Names(BTreeMap<String, Vec<SocketAddr>>),
+    /// Whether whom this device met is on the disk now.
+    Settled(Result<(), Failure>),
     /// From the tasks of links over TLS.
     Link(relay_link::Report),
     /// The service manager or a person wants us to end; the table stays.
@@ -145,6 +148,7 @@ pub(crate) struct Daemon {
     /// The endpoint record signed last.
     pub(super) record: Option<Record>,
     pub(super) record_at: Mono,
+    pub(super) settling: Settling,
 }
 
 /// Everything on disk that a state begins with.
@@ -214,7 +218,7 @@ fn open_store(store: Store, config: &Config, askers: Askers) -> Result<Opened, F
         tracing::warn!(complaint, "a stored resource does not hold any more");
     }
     state.set_post_quantum(config.post_quantum);
-    for memory in store.memories()? {
+    for memory in store.met().read()? {
         state.handle_memory(memory);
     }
     Ok(Opened {
@@ -368,6 +372,7 @@ impl Daemon {
             true => now.mono + CONNECT_AFTER,
             false => now.mono,
         };
+        let settling = Settling::new(opened.store.met(), now.mono);
         let resolver = Resolver::serve(config.resolver, &config.interface);
         Self {
             config,
@@ -410,6 +415,7 @@ impl Daemon {
             links,
             record: None,
             record_at: Mono::NEVER,
+            settling,
         }
     }
 
@@ -510,6 +516,7 @@ impl Daemon {
                 }
             }
             Input::Link(report) => self.handle_link(report, now),
+            Input::Settled(result) => self.handle_settled(result, now),
             Input::Names(found) => self.state.handle_addresses(found, now),
             Input::Terminate => self.end = Some(End::Terminated),
         }
@@ -554,6 +561,9 @@ impl Daemon {
         if now.mono >= self.record_at {
             self.renew_record(now);
         }
+        if now.mono >= self.settling.deadline() {
+            self.settle();
+        }
         if now.mono >= self.names_at {
             self.look_up_names(now);
         }
@@ -584,6 +594,7 @@ impl Daemon {
             (self.metrics_at, "metrics"),
             (self.addresses_at, "addresses"),
             (self.record_at, "endpoint record"),
+            (self.settling.deadline(), "peers on disk"),
         ]
         .into_iter()
         .min_by_key(|(at, _)| *at)

@@ -6,24 +6,27 @@
 //!  enrollment  pinned root set, controllers of the token
 //!  manifests   chain of trust manifests
 //!  resources   signed resources, revision, high-water marks
-//!  peers/<id>  peers once met         spool   events not reported yet
+//!  peers/      peers once met; see `met`
+//!  spool       events not reported yet
 //!  generation  connections opened     clock   trusted-time floor     trial   underlay on trial
 //! ```
+
+mod met;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use hedgerow_identity::slots::Slot;
 use hedgerow_linux::disk::{self, Access, DirectoryLock, DiskError};
-use hedgerow_mesh::Memory;
 use hedgerow_model::Wall;
-use hedgerow_model::id::{DeviceId, Digest, Revision};
+use hedgerow_model::id::{Digest, Revision};
 use hedgerow_model::resource::{RESOURCE_BYTES_MAX, Resource, ResourceKind};
 use hedgerow_model::wire;
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use zeroize::Zeroizing;
 
+pub(crate) use self::met::Met;
 use super::identity::{Identity, Keys, SLOT_BYTES_MAX};
 use crate::failure::Failure;
 use crate::state::{Spool, Stored, UnderlayTrial};
@@ -32,7 +35,6 @@ const SMALL_BYTES_MAX: usize = 64 << 10;
 const MANIFESTS_BYTES_MAX: usize = 16 << 20;
 const RESOURCES_BYTES_MAX: usize = ResourceKind::ALL.len() * (RESOURCE_BYTES_MAX + 1024);
 const SPOOL_BYTES_MAX: usize = 64 << 20;
-const MEMORY_BYTES_MAX: usize = 4096;
 
 /// Whom to believe and whom to ask.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -83,6 +85,7 @@ impl From<NotOpened> for Failure {
 #[derive(Debug)]
 pub(crate) struct Store {
     dir: PathBuf,
+    met: Met,
     _lock: Option<DirectoryLock>,
 }
 
@@ -104,6 +107,7 @@ impl Store {
         })?;
         Ok(Self {
             dir: dir.to_owned(),
+            met: Met::new(dir.join("peers")),
             _lock: Some(lock),
         })
     }
@@ -118,6 +122,7 @@ impl Store {
     pub(crate) fn peek(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            met: Met::new(dir.join("peers")),
             _lock: None,
         }
     }
@@ -251,53 +256,9 @@ impl Store {
         self.write("spool", &wire::encode(spool))
     }
 
-    /// Reads every peer once met; damaged records are left out.
-    ///
-    /// # Errors
-    ///
-    /// When the directory cannot be read.
-    pub(crate) fn memories(&self) -> Result<Vec<Memory>, Failure> {
-        let dir = self.dir.join("peers");
-        let failed = |source| DiskError {
-            action: "read",
-            path: dir.clone(),
-            source,
-        };
-        let mut out = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let is_record = path
-                .file_name()
-                .and_then(|n| n.to_str())
-                .is_some_and(|n| n.parse::<DeviceId>().is_ok());
-            if !is_record || out.len() >= hedgerow_mesh::REMEMBERED_MAX {
-                continue;
-            }
-            let bytes = disk::read_bounded(&path, MEMORY_BYTES_MAX)?.unwrap_or_default();
-            match Memory::decode(&bytes) {
-                Ok(memory) => out.push(memory),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "left out"),
-            }
-        }
-        Ok(out)
-    }
-
-    /// Writes a peer's record.
-    ///
-    /// # Errors
-    ///
-    /// When the disk does not take it.
-    pub(crate) fn write_memory(&self, memory: &Memory) -> Result<(), Failure> {
-        self.write(&format!("peers/{}", memory.device), &memory.encode())
-    }
-
-    /// Removes a peer's record.
-    ///
-    /// # Errors
-    ///
-    /// When the disk fails.
-    pub(crate) fn remove_memory(&self, device: DeviceId) -> Result<(), Failure> {
-        Ok(disk::remove(&self.path(&format!("peers/{device}")))?)
+    /// Returns the peers once met.
+    pub(crate) fn met(&self) -> &Met {
+        &self.met
     }
 
     /// Reads the keys that wait for their first certificate.
@@ -397,10 +358,7 @@ impl Store {
         ] {
             disk::remove(&self.path(name))?;
         }
-        for memory in self.memories()? {
-            self.remove_memory(memory.device)?;
-        }
-        Ok(())
+        self.met.forget_all()
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {

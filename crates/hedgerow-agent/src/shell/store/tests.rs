@@ -3,10 +3,10 @@ use hedgerow_linux::process;
 use super::*;
 
 /// A directory of its own, removed at the end.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let random: [u8; 8] = super::super::entropy::bytes();
         let unique = u64::from_ne_bytes(random);
         let path = std::env::temp_dir().join(format!("hgt-agent-{name}-{unique:x}"));
