@@ -118,6 +118,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_past_for_certain_is_not_the_time_of_day_under_a_clock_that_is_behind() {
+        let day = Duration::from_secs(86_400);
+        let mut clock = Clock::start(Some(system() + 10 * day));
+        for passed_on in 11..20 {
+            let proven = system() + passed_on * day;
+            assert!(clock.raise(proven).is_some(), "it is news");
+            let now = clock.now();
+            assert!(now.wall >= proven, "a lower bound");
+            assert!(!now.wall_is_trusted, "no window opens by it");
+        }
+        assert!(clock.handle_present(system() + 20 * day).is_some());
+        assert!(clock.now().wall_is_trusted, "a session says it");
+    }
+
+    #[test]
     fn what_is_signed_is_dated_later_each_time_unless_the_clock_was_far_ahead() {
         let mut clock = Clock::start(None);
         let wall = BUILT + Duration::from_millis(500);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hedgerow_identity::key::{SoftwareEd25519, SoftwareP256, SoftwareP384};
 use hedgerow_identity::statement::{
-    sign_binding, sign_bundle_head, sign_config, sign_names, sign_program, sign_revocations,
-    sign_states, sign_ticket, verify_binding,
+    sign_beacon, sign_binding, sign_bundle_head, sign_config, sign_names, sign_program,
+    sign_revocations, sign_states, sign_ticket, verify_binding,
 };
 use hedgerow_identity::trust::{Trust, root_set_digest, sign_manifest};
 use hedgerow_mesh::{IntroductionSecret, Memory, Mesh, OwnIdentity};
@@ -17,7 +17,7 @@ use hedgerow_model::id::{DeviceId, DeviceName, Digest, Revision, SiteName};
 use hedgerow_model::program::{DeviceState, Mode};
 use hedgerow_model::resource::{Resource, ResourceKind};
 use hedgerow_model::statement::{
-    Binding, BundleHead, Issuer, Manifest, NameEntry, Names, P256Public, Revocation,
+    Beacon, Binding, BundleHead, Issuer, Manifest, NameEntry, Names, P256Public, Revocation,
     RevocationList, Revoked, Role, RoleKey, Root, SignedProgramBody, SiteConfig, States, Ticket,
     X25519Public,
 };
@@ -164,6 +164,16 @@ impl Domain {
         next.issuers.sort_by_key(|i| i.key);
         let signed = sign_manifest(&next, &[&self.root]).unwrap();
         vec![self.manifest.clone(), signed]
+    }
+
+    /// Returns what the controller's issuer says of the time.
+    pub(super) fn beacon(&self, issued_secs: u64) -> Vec<u8> {
+        let beacon = Beacon {
+            issued_secs,
+            manifest: 1,
+            revocations: Revision::default(),
+        };
+        sign_beacon(&beacon, &self.issuer).unwrap()
     }
 
     pub(super) fn address(&self, host: u16) -> OverlayAddresses {
@@ -332,6 +342,8 @@ pub(super) struct Machine {
     pub(super) tunnel_peers: Vec<DeviceId>,
     /// Records of peers as the disk has them.
     pub(super) memories: BTreeMap<DeviceId, Memory>,
+    /// Times that are past for certain.
+    pub(super) past: Vec<Wall>,
     pub(super) released: Vec<Overlay>,
     /// What the kernel has, as loads and single changes left it.
     pub(super) elements: BTreeSet<Overlay>,
@@ -378,6 +390,7 @@ impl Machine {
             asked: Vec::new(),
             tunnel_peers: Vec::new(),
             memories: BTreeMap::new(),
+            past: Vec::new(),
             released: Vec::new(),
             elements: BTreeSet::new(),
             kernel_works: true,
@@ -551,10 +564,15 @@ impl Machine {
             }
             Step::Probe => "probe".into(),
             Step::Whereabouts => "whereabouts".into(),
-            Step::Past(_) => "past".into(),
+            Step::Past(at) => self.is_past(at),
             Step::OpenLink(..) => "open a link".into(),
             Step::CloseLink(_) => "close a link".into(),
         }
+    }
+
+    fn is_past(&mut self, at: Wall) -> String {
+        self.past.push(at);
+        "past".into()
     }
 
     fn remember(&mut self, memory: Memory) -> String {

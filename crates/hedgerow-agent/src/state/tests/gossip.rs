@@ -140,6 +140,25 @@ fn a_list_that_one_device_takes_from_a_file_cuts_the_revoked_one_off_everywhere(
 }
 
 #[test]
+fn an_old_beacon_that_a_peer_passes_on_is_past_and_not_the_time_of_day() {
+    let (domain, mut all) = plant();
+    let an_hour_ago = at(20).wall.secs() - 3600;
+    let beacon = domain.beacon(an_hour_ago);
+    assert_eq!(
+        all[0].state.handle_beacon(&beacon, at(20)),
+        Some(an_hour_ago)
+    );
+    wait(&mut all, 20, 24);
+    assert_eq!(all[1].past, [Wall::from_secs(an_hour_ago)]);
+    assert_eq!(all[0].past, [], "the controller says what time it is");
+    // It says so once, and an older one is no news at all.
+    let before = domain.beacon(an_hour_ago - 3600);
+    assert_eq!(all[0].state.handle_beacon(&before, at(30)), None);
+    wait(&mut all, 30, 34);
+    assert_eq!(all[1].past.len(), 1);
+}
+
+#[test]
 fn a_quarantine_that_one_device_hears_of_is_in_force_at_those_that_are_cut_off() {
     let (domain, mut all) = plant();
     let quarantined = all[0].id();
