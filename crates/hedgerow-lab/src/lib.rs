@@ -137,26 +137,7 @@ enum Command {
     #[command(hide = true)]
     BenchSend,
     /// Simulates plants from seeds, and compares who reaches whom with a reference.
-    Sim {
-        /// How many seeds.
-        #[arg(long, default_value_t = 1)]
-        seeds: u64,
-        /// The first.
-        #[arg(long, default_value_t = 1)]
-        from: u64,
-        /// Devices of each plant.
-        #[arg(long, default_value_t = 24)]
-        nodes: usize,
-        /// Simulated minutes.
-        #[arg(long, default_value_t = 16)]
-        minutes: u64,
-        /// The commit to name when a seed fails.
-        #[arg(long, default_value = "COMMIT", hide = true)]
-        commit: String,
-        /// Writes one JSON object per seed.
-        #[arg(long)]
-        json: bool,
-    },
+    Sim(sim::Order),
     /// Removes what a killed lab left.
     Clean,
     /// Keeps a program running as the service manager would.
@@ -229,21 +210,7 @@ pub fn main() -> ExitCode {
         Command::Tunnel(bare) => bare.run(),
         Command::BenchHold { peers } => bench::hold(peers),
         Command::BenchSend => bench::send(),
-        Command::Sim {
-            seeds,
-            from,
-            nodes,
-            minutes,
-            commit,
-            json,
-        } => {
-            let first = sim::Shape {
-                seed: from,
-                nodes,
-                length: Duration::from_secs(minutes * 60),
-            };
-            sim::many(Screen::of(json), first, seeds, &commit)
-        }
+        Command::Sim(order) => order.run(),
         Command::Clean => lab::Lab::open(demo::NAME).map(|_lab| true),
         Command::Supervise {
             directory,

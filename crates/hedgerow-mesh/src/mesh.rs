@@ -24,7 +24,7 @@ use crate::timers::Timers;
 use answer::Answering;
 use ask::Asking;
 use count::Counts;
-use tables::{Heard, UnreachableTable};
+use tables::{Heard, RevokedKeys, UnreachableTable};
 
 mod answer;
 mod ask;
@@ -52,6 +52,8 @@ pub const LOOKUPS_MAX: usize = 1024;
 pub const ANSWERING_MAX: usize = 256;
 /// Most introduction keys whose newest timestamp is kept; the oldest timestamp goes first.
 pub const HEARD_MAX: usize = 16_384;
+/// Most WireGuard keys remembered under which a revoked device had a session; the oldest goes first.
+pub(crate) const REVOKED_KEYS_MAX: usize = 256;
 /// Most addresses remembered as unreachable; the one that ends first goes first.
 pub const UNREACHABLE_MAX: usize = 1024;
 /// Most peers asked again after a restart without waiting for a packet.
@@ -196,6 +198,7 @@ pub struct Mesh {
     answering: BTreeMap<DeviceId, Answering>,
     heard: Heard,
     unreachable: UnreachableTable,
+    revoked_keys: RevokedKeys,
     /// Devices to introduce ourselves to when somebody says where they are.
     wanted_devices: BTreeSet<DeviceId>,
     ways: Ways,
@@ -226,6 +229,7 @@ impl Mesh {
             answering: BTreeMap::new(),
             heard: Heard::default(),
             unreachable: UnreachableTable::default(),
+            revoked_keys: RevokedKeys::default(),
             wanted_devices: BTreeSet::new(),
             ways,
             links,

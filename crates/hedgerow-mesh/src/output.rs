@@ -375,7 +375,7 @@ reasons! {
         InvalidBinding "invalid_binding",
         /// A newer binding of the device is known.
         SupersededBinding "superseded_binding",
-        /// Another device holds the same WireGuard key.
+        /// Another device holds the same WireGuard key, or one that is revoked had a session under it.
         KeyTaken "key_taken",
         /// Another device holds one of the addresses.
         AddressTaken "address_taken",

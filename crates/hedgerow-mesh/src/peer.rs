@@ -38,6 +38,8 @@ pub(crate) struct Peer {
     /// Since when no session lives; absent while one does.
     pub(crate) idle_since: Option<Mono>,
     pub(crate) endpoint: Option<Path>,
+    /// A session was made under its present key: it has that.
+    pub(crate) is_proven: bool,
     pub(crate) shown: Shown,
     /// When to introduce ourselves again.
     pub(crate) introduce_at: Option<Mono>,

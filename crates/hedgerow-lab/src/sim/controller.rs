@@ -1,6 +1,7 @@
 //! The controller, as far as devices see it: who is registered where, who is out, which relays there are.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Result;
 use hedgerow_identity::Verified;
@@ -27,6 +28,8 @@ struct Whereabouts {
 #[derive(Debug, Default)]
 pub(super) struct Controller {
     pub(super) is_up: bool,
+    /// How long an answer takes, at least, and how much longer at most.
+    pub(super) answers_in: (Duration, Duration),
     revoked: Vec<DeviceId>,
     contained: Vec<DeviceId>,
     states_number: u64,
@@ -39,6 +42,7 @@ impl Controller {
     pub(super) fn new() -> Self {
         Self {
             is_up: true,
+            answers_in: (Duration::from_millis(20), Duration::from_millis(80)),
             ..Self::default()
         }
     }

@@ -164,7 +164,7 @@ pub(super) struct Device {
     identity: SoftwareP256,
     introduction: IntroductionSecret,
     /// Of the last binding; the next one's is greater.
-    sequence: u64,
+    pub(super) sequence: u64,
 }
 
 impl Device {

@@ -55,6 +55,11 @@ impl Durations {
 pub(crate) struct Figures {
     /// From the death of the relay in use to the first packet after it.
     pub(crate) failover: Durations,
+    /// The same without what light takes: two and a half round trips of the path that goes on. One and more
+    /// until silence says anything, one for the probe of another path, half of one for the first packet.
+    pub(crate) failover_beyond: Durations,
+    /// The same by the round trip of that path: below 100 ms, below 200 ms, above.
+    pub(crate) failover_by: [Durations; 3],
     /// From the moment one device has a signed list until another has it.
     pub(crate) urgent: Durations,
     /// Thousandths of a byte per second of gossip, one mean over all devices for each round.
@@ -74,6 +79,10 @@ pub(crate) struct Figures {
 impl Figures {
     pub(super) fn add(&mut self, other: &Self) {
         self.failover.extend(&other.failover);
+        self.failover_beyond.extend(&other.failover_beyond);
+        for (to, from) in self.failover_by.iter_mut().zip(&other.failover_by) {
+            to.extend(from);
+        }
         self.urgent.extend(&other.urgent);
         self.gossip.extend(&other.gossip);
         self.relayed += other.relayed;
@@ -83,11 +92,29 @@ impl Figures {
         self.refused += other.refused;
     }
 
+    /// Takes how long a stream paused whose relay died, and the round trip of the path that it goes on by.
+    pub(super) fn failed_over(&mut self, pause: Duration, round_trip: Option<Duration>) {
+        self.failover.add(pause);
+        let Some(round_trip) = round_trip else {
+            return;
+        };
+        self.failover_beyond
+            .add(pause.saturating_sub(round_trip * 5 / 2));
+        let class = usize::try_from(round_trip.as_millis() / 100).unwrap_or(usize::MAX);
+        if let Some(of) = self.failover_by.get_mut(class.min(2)) {
+            of.add(pause);
+        }
+    }
+
     /// Says it all in one line.
     pub(super) fn text(&self) -> String {
         format!(
-            "  failover: {}; lists everywhere: {}; gossip at most {} mB/s; {} frames relayed, {} mistreated; {} packets stopped, {} spoofed; {} messages refused",
+            "  failover: {}; beyond 2.5 round trips: {}; by round trip below 100 ms: {}, below 200 ms: {}, above: {}; lists everywhere: {}; gossip at most {} mB/s; {} frames relayed, {} mistreated; {} packets stopped, {} spoofed; {} messages refused",
             self.failover.text(),
+            self.failover_beyond.text(),
+            self.failover_by[0].text(),
+            self.failover_by[1].text(),
+            self.failover_by[2].text(),
             self.urgent.text(),
             self.gossip_most(),
             self.relayed,

@@ -1,8 +1,10 @@
 //! The judgements: what was seen against what the reference says.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
+use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::Path;
 
 use super::faults::Disk;
@@ -14,7 +16,7 @@ use super::reference::{self, Expected};
 use super::world::{Probe, World};
 
 /// Serials from here on are of streams.
-const STREAMS_FROM: u32 = 1 << 31;
+pub(super) const STREAMS_FROM: u32 = 1 << 31;
 /// Streams of one round.
 const STREAMS_MAX: usize = 12;
 /// Between two packets of one.
@@ -78,6 +80,7 @@ impl World {
             }
         }
         self.judge_gossip();
+        self.judge_members();
         for node in 0..self.nodes.len() {
             self.judge_tables(node);
         }
@@ -100,6 +103,38 @@ impl World {
             self.find(format!(
                 "{mean} mB/s of gossip per device while nothing happens"
             ));
+        }
+    }
+
+    /// Relays that talk to each other know each other, whatever was said of them while one was dead. Nobody's
+    /// reach hangs on that: the reference knows no members.
+    fn judge_members(&mut self) {
+        let relays: Vec<usize> = (0..self.nodes.len())
+            .filter(|n| self.plant.is_relay(*n) && self.circumstances.is_in(&self.plant, *n))
+            .collect();
+        let mut live = BTreeSet::new();
+        for relay in &relays {
+            let endpoints = self.nodes.get_mut(*relay).map(|n| n.endpoints(self.now));
+            let others = endpoints.unwrap_or_default().into_keys();
+            live.extend(others.filter_map(|d| Some((*relay, *self.numbers.get(&d)?))));
+        }
+        let talk = |a: usize, b: usize| live.contains(&(a, b)) && live.contains(&(b, a));
+        for relay in &relays {
+            let gossip = self.nodes.get(*relay).and_then(|n| n.gossip_status());
+            let members: BTreeSet<DeviceId> = gossip
+                .map(|g| g.members.iter().map(|m| m.device).collect())
+                .unwrap_or_default();
+            let is_known = |n: usize| {
+                let device = self.nodes.get(n).map(|n| n.device.id);
+                device.is_some_and(|d| members.contains(&d))
+            };
+            let others = relays.iter().filter(|n| talk(*relay, **n));
+            let unknown: Vec<usize> = others.filter(|n| !is_known(**n)).copied().collect();
+            if !unknown.is_empty() {
+                self.find(format!(
+                    "the relay {relay} talks to {unknown:?} and takes them for gone"
+                ));
+            }
         }
     }
 
@@ -278,6 +313,13 @@ impl World {
         usize::try_from(stream).ok()
     }
 
+    /// Returns the round trip of the path by which a device sends to another.
+    fn round_trip(&self, from: usize, to: usize) -> Option<Duration> {
+        let id = self.nodes.get(to)?.device.id;
+        let routes = self.nodes.get(from)?.routes(id);
+        routes.iter().find(|r| r.in_use)?.round_trip
+    }
+
     /// Returns the relay that a device's packets to another go through first.
     fn first_relay(&mut self, from: usize, to: usize) -> Option<usize> {
         let id = self.nodes.get(to)?.device.id;
@@ -322,7 +364,10 @@ impl World {
                 continue;
             }
             match stream.gap {
-                Some(gap) if stream.is_hit => self.outcome.figures.failover.add(gap),
+                Some(gap) if stream.is_hit => {
+                    let round_trip = self.round_trip(from, to);
+                    self.outcome.figures.failed_over(gap, round_trip);
+                }
                 Some(_) => {}
                 None => {
                     let (a, b) = (self.view_of(from, to), self.view_of(to, from));

@@ -18,16 +18,18 @@
 //! - The reference is written apart and sees the plant and the faults, never a machine.
 //! - Checked at every step: nobody gets a packet of a device that policy keeps apart, that it knows to be
 //!   revoked, or in another's name; none passes to or from a strict device before a pre-shared key; no
-//!   introduction moves an endpoint; nobody loses a peer for good who is neither revoked nor in quarantine.
+//!   introduction moves an endpoint; no relay passes on what it could read; nobody loses a peer for good who is neither revoked nor in quarantine.
 //! - Checked once per round, when everything is mended and had time: who must reach whom does, directly or
 //!   through one relay or two, who must not does not, no table is above its bound, gossip is little. Then, with
 //!   the controller dead: a list given to one device is everywhere, and what a dying relay carried goes on.
+//! - Every invariant was seen to fail: `broken` has a part to break for each, and a test that does.
 //! - Membership is nowhere in the reference: what gossip says of a relay changes nobody's reach.
 //!
 //! # Not here
 //!
 //! Kernel tables, the controller's protocol and the agent's shell: the lab has the real ones.
 
+mod broken;
 mod controller;
 mod domain;
 mod faults;
@@ -54,8 +56,9 @@ use anyhow::Result;
 use hedgerow_model::Mono;
 
 use crate::screen::Screen;
-pub(crate) use seeds::many;
+pub(crate) use seeds::Order;
 
+use broken::Broken;
 use figures::Figures;
 use reference::Expected;
 use world::World;
@@ -69,6 +72,8 @@ pub(crate) struct Shape {
     pub(crate) nodes: usize,
     /// Simulated time.
     pub(crate) length: Duration,
+    /// What is broken on purpose.
+    pub(crate) broken: Option<Broken>,
 }
 
 /// What a run showed.

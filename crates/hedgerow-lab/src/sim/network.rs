@@ -23,6 +23,8 @@ pub(super) struct Weather {
     pub(super) doubled: u32,
     /// So many come late by up to [`LATE`]: behind what was sent after them.
     pub(super) late: u32,
+    /// How much a datagram may take beyond its base, in thousandths of that.
+    pub(super) uneven: u32,
 }
 
 /// Most that a late datagram is late.
@@ -33,11 +35,21 @@ impl Weather {
         lost: 10,
         doubled: 5,
         late: 10,
+        uneven: 200,
     };
     pub(super) const FOUL: Self = Self {
         lost: 200,
         doubled: 50,
         late: 100,
+        uneven: 200,
+    };
+    /// Nothing is lost, doubled or late, and every datagram takes as long as the last.
+    #[cfg(test)]
+    pub(super) const STILL: Self = Self {
+        lost: 0,
+        doubled: 0,
+        late: 0,
+        uneven: 0,
     };
 }
 
@@ -186,7 +198,7 @@ impl Network {
                     true => self.random.up_to(LATE),
                     false => Duration::ZERO,
                 };
-                let jitter = self.random.up_to(base / 5);
+                let jitter = self.random.up_to(base * weather.uneven / 1000);
                 let flight = Flight {
                     src,
                     dst: to,
@@ -279,7 +291,7 @@ impl Network {
     }
 
     /// One way between two sites; the same in both directions and all the time.
-    fn latency(&self, a: usize, b: usize) -> Duration {
+    pub(super) fn latency(&self, a: usize, b: usize) -> Duration {
         if a == b {
             return Duration::from_micros(400);
         }

@@ -17,7 +17,7 @@ use hedgerow_linux::tunnel::limits::INITIATIONS_PER_SECOND;
 use hedgerow_linux::tunnel::message::HEADER_BYTES;
 use hedgerow_linux::tunnel::{Command, MTU_DEFAULT, PeerStatus, PrivateKey, Report, Secrecy, Slot};
 use hedgerow_mesh::items::{Item, ItemKind};
-use hedgerow_mesh::psk::PostQuantum;
+use hedgerow_mesh::psk::{PostQuantum, PskUse};
 use hedgerow_mesh::{Admission, Memory, Mesh, Output, Removal, Resolved, TunnelOrder, View};
 use hedgerow_model::address::{Overlay, Underlay};
 use hedgerow_model::id::{DeviceId, SiteName};
@@ -25,6 +25,7 @@ use hedgerow_model::path::{Path, is_relay};
 use hedgerow_model::statement::{PeerQuery, RevocationList, States, Ticket};
 use hedgerow_model::{Mono, Now, Wall};
 
+use super::broken::Broken;
 use super::domain::{Device, Domain, NOON};
 use super::hostile::Hostility;
 use super::network;
@@ -68,6 +69,7 @@ pub(super) struct Node {
     pub(super) device: Device,
     site: SiteName,
     secrecy: Secrecy,
+    broken: Option<Broken>,
     pub(super) hostility: Option<Hostility>,
     life: Option<Life>,
     disk: BTreeMap<DeviceId, Vec<u8>>,
@@ -84,6 +86,8 @@ pub(super) struct Node {
     pub(super) home: Vec<DeviceId>,
     /// Peers with whom a pre-shared key was agreed in this life.
     pub(super) keyed: BTreeSet<DeviceId>,
+    /// The pre-shared keys that were agreed in this life and are to be used, the last one last.
+    pub(super) agreed: BTreeMap<DeviceId, Vec<[u8; 32]>>,
     /// Bytes of membership and items that it sent.
     pub(super) gossip_bytes: u64,
     /// The key of its first start.
@@ -108,6 +112,7 @@ impl Node {
                 true => Secrecy::PostQuantum,
                 false => Secrecy::Classical,
             },
+            broken: None,
             hostility: member.hostility,
             life: None,
             disk: BTreeMap::new(),
@@ -118,10 +123,16 @@ impl Node {
             wakes: Mono::NEVER,
             home: Vec::new(),
             keyed: BTreeSet::new(),
+            agreed: BTreeMap::new(),
             gossip_bytes: 0,
             first_secret: random.bytes(),
             random,
         })
+    }
+
+    /// The same with one part broken.
+    pub(super) fn broken(self, broken: Option<Broken>) -> Self {
+        Self { broken, ..self }
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -150,6 +161,7 @@ impl Node {
         self.boots += 1;
         self.home.clear();
         self.keyed.clear();
+        self.agreed.clear();
         self.clock = TrustedClock::new(Wall::from_secs(NOON - 86_400), self.floor.0, mono);
         let now = self.now(mono);
         let mut mesh = Mesh::new(self.random.bytes());
@@ -258,6 +270,15 @@ impl Node {
         self.tell_where(domain, at, mono)
     }
 
+    /// Says anew where it is, though it is where it was: what only a broken device does.
+    pub(super) fn chatter(&mut self, domain: &Domain, at: Underlay, mono: Mono) -> Result<()> {
+        if self.broken == Some(Broken::Chatter) {
+            self.device.sequence += 1;
+            self.tell_where(domain, at, mono)?;
+        }
+        Ok(())
+    }
+
     /// Hears the controller: what time it is.
     pub(super) fn hear_time(&mut self, mono: Mono) {
         self.clock.handle_present(true_wall(mono), mono);
@@ -277,9 +298,11 @@ impl Node {
             return Ok(false);
         }
         self.standing.adopt_revocations(list.clone())?;
-        self.with_mesh(domain, mono, |mesh, view| {
-            mesh.handle_standing_changed(view)
-        });
+        if self.broken != Some(Broken::Revocation) {
+            self.with_mesh(domain, mono, |mesh, view| {
+                mesh.handle_standing_changed(view)
+            });
+        }
         self.share(domain, mono);
         Ok(true)
     }
@@ -296,8 +319,11 @@ impl Node {
         }
         self.standing.adopt_states(states.clone())?;
         let contained = self.standing.state(self.device.id).is_some();
+        let broken = self.broken;
         self.with_mesh(domain, mono, |mesh, view| {
-            mesh.handle_standing_changed(view);
+            if broken != Some(Broken::Revocation) {
+                mesh.handle_standing_changed(view);
+            }
             mesh.handle_policy_changed();
             // In quarantine, policy grants nothing with anybody.
             let peers = mesh.status().peers;
@@ -459,14 +485,27 @@ impl Node {
         }))
     }
 
+    /// Breaks what a part that is broken on purpose would.
+    fn break_order(&self, output: &mut Output, domain: &Domain, plant: &Plant) {
+        if self.broken == Some(Broken::Sources)
+            && let Output::SetPeer { addresses, .. } = output
+            && let Some(peer) = Domain::number(addresses.v6.into())
+            && let Some(Hostility::Spoofs(victim)) =
+                plant.members.get(peer).and_then(|m| m.hostility)
+        {
+            *addresses = domain.addresses(victim);
+        }
+    }
+
     fn obey(
         &mut self,
-        output: Output,
+        mut output: Output,
         domain: &Domain,
         plant: &Plant,
         mono: Mono,
     ) -> Result<Option<Effect>> {
         let mut effect = None;
+        self.break_order(&mut output, domain, plant);
         match &output {
             Output::Resolve { query } => return Ok(Some(Effect::Resolve(*query))),
             Output::Admit { device, ticket } => {
@@ -493,6 +532,11 @@ impl Node {
                 let bytes = bytes.len() + MESSAGE_OVERHEAD_BYTES;
                 self.gossip_bytes += u64::try_from(bytes).unwrap_or_default();
             }
+            Output::Tunnel(TunnelOrder::SetPsk {
+                device, psk, what, ..
+            }) if *what != PskUse::Accept => {
+                self.agreed.entry(*device).or_default().push(*psk.expose());
+            }
             Output::Tunnel(_)
             | Output::Send { .. }
             | Output::SetPeer { .. }
@@ -508,7 +552,10 @@ impl Node {
             | Output::Member { .. }
             | Output::Refused { .. } => {}
         }
-        let (now, secrecy) = (self.now(mono), self.secrecy);
+        let (now, mut secrecy) = (self.now(mono), self.secrecy);
+        if self.broken == Some(Broken::Waiting) {
+            secrecy = Secrecy::Classical;
+        }
         if let Some(life) = &mut self.life {
             for command in translate::commands(output, secrecy) {
                 life.core.handle_command(command, now);
@@ -524,6 +571,7 @@ impl Node {
         let granted = Domain::number(ticket.addresses.v6.into())
             .is_some_and(|other| plant.are_peers(self.number, other));
         let open = granted && !contained(ticket.id) && !contained(self.device.id);
+        let open = open || self.broken == Some(Broken::Policy);
         match open || is_relay(&ticket.labels) || plant.is_relay(self.number) {
             true => Admission::Granted,
             false => Admission::Denied,

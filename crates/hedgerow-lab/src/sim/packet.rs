@@ -7,8 +7,10 @@ use hedgerow_linux::tunnel::inner;
 use super::domain::Domain;
 
 /// Bytes of an inner packet: an IPv6 and a UDP header, and what a program says.
-pub(super) const PACKET_BYTES: usize = 40 + 8 + 16;
+pub(super) const PACKET_BYTES: usize = 40 + 8 + 24;
 const UDP: u8 = 17;
+/// Stands in every packet: nobody but its two ends may see it.
+const SECRET: [u8; 8] = *b"valve 7a";
 
 /// What a program said to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +58,15 @@ pub(super) fn pack(packet: Packet, src: IpAddr, dst: IpAddr, out: &mut [u8]) -> 
     bytes.extend(packet.count.to_be_bytes());
     bytes.extend(u32::try_from(packet.origin).ok()?.to_be_bytes());
     bytes.extend([u8::from(packet.is_answer), 0, 0, 0]);
+    bytes.extend(SECRET);
     out.get_mut(..PACKET_BYTES)?.copy_from_slice(&bytes);
     Some(())
+}
+
+/// Returns whether whoever holds these bytes can read a packet in them.
+pub(super) fn is_readable(bytes: &[u8]) -> bool {
+    let mut parts = bytes.windows(SECRET.len());
+    parts.any(|part| part == SECRET)
 }
 
 /// Reads a packet; refusals of our own tunnel are none.

@@ -55,7 +55,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn new(kind: Kind, site: usize) -> Self {
+    pub(super) fn new(kind: Kind, site: usize) -> Self {
         Self {
             kind,
             site,

@@ -9,7 +9,9 @@
 //! ```
 //!
 //! A device keeps the relays that it chooses, and others reach it through those. So a relay helps for certain only
-//! where every choice of the two devices leaves one that both have or two that find each other.
+//! where every choice of the two devices leaves one that both have or two that find each other. A hostile relay may
+//! be among the chosen: it takes registrations like any other, and what it withholds or misdirects nobody sees
+//! before something is sent through it. So it is counted as a choice, and joins nobody.
 
 use std::collections::BTreeSet;
 
@@ -67,12 +69,18 @@ impl Circumstances {
 
     /// Relays that can be counted on.
     fn relays(&self, plant: &Plant) -> Vec<usize> {
+        let member = |n: &usize| plant.members.get(*n);
         let serves = |n: &usize| {
-            let member = plant.members.get(*n);
-            let serves = member.is_some_and(|m| m.hostility.is_none_or(|h| h.serves()));
-            plant.is_relay(*n) && serves && !self.is_out(*n) && !self.dead.contains(n)
+            member(n).is_some_and(|m| m.hostility.is_none_or(|hostility| hostility.serves()))
         };
-        (0..plant.members.len()).filter(serves).collect()
+        let choices = self.choices(plant).into_iter();
+        choices.filter(serves).collect()
+    }
+
+    /// Relays that a device may choose, whatever becomes of what it sends through them.
+    fn choices(&self, plant: &Plant) -> Vec<usize> {
+        let is_there = |n: &usize| plant.is_relay(*n) && !self.is_out(*n) && !self.dead.contains(n);
+        (0..plant.members.len()).filter(is_there).collect()
     }
 }
 
@@ -93,11 +101,14 @@ pub(super) fn expected(plant: &Plant, now: &Circumstances, from: usize, to: usiz
         return Expected::Reaches;
     }
     let relays = now.relays(plant);
-    let near: Vec<usize> = relays_of(plant, &relays, from);
-    let far: Vec<usize> = relays_of(plant, &relays, to);
-    if !is_joined_whatever_they_choose(plant, &near, &far) {
+    let choices = now.choices(plant);
+    let near: Vec<usize> = relays_of(plant, &choices, from);
+    let far: Vec<usize> = relays_of(plant, &choices, to);
+    let joins = |a, b| relays.contains(&a) && relays.contains(&b) && are_joined(plant, a, b);
+    if !is_joined_whatever_they_choose(&near, &far, joins) {
         return Expected::Open;
     }
+    let near = relays_of(plant, &relays, from);
     match near.iter().any(|relay| far.contains(relay)) {
         true => Expected::ReachesRelayed,
         false => Expected::ReachesOverTwo,
@@ -107,9 +118,17 @@ pub(super) fn expected(plant: &Plant, now: &Circumstances, from: usize, to: usiz
 // The choices below are pairs.
 const _: () = assert!(HOME_RELAYS == 2);
 
+/// Whether what comes to one relay can go on to the other, or need not.
+fn are_joined(plant: &Plant, a: usize, b: usize) -> bool {
+    a == b || finds(plant, a, b) || finds(plant, b, a)
+}
+
 /// Whether two devices are joined by relays, whichever [`HOME_RELAYS`] of those in its reach each keeps.
-fn is_joined_whatever_they_choose(plant: &Plant, near: &[usize], far: &[usize]) -> bool {
-    let joins = |a: usize, b: usize| a == b || finds(plant, a, b) || finds(plant, b, a);
+fn is_joined_whatever_they_choose(
+    near: &[usize],
+    far: &[usize],
+    joins: impl Fn(usize, usize) -> bool,
+) -> bool {
     let strangers = |chosen: &[usize]| {
         let stranger = |b: &&usize| !chosen.iter().any(|a| joins(*a, **b));
         far.iter().filter(stranger).count()

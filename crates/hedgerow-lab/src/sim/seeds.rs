@@ -4,15 +4,58 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hedgerow_model::Mono;
 
 use super::figures::Figures;
-use super::{Outcome, Shape, run};
+use super::{Broken, Outcome, Shape, run};
 use crate::clock;
 use crate::screen::Screen;
+
+/// Which seeds to run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Order {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// The first.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Devices of each plant.
+    #[arg(long, default_value_t = 24)]
+    nodes: usize,
+    /// Simulated minutes.
+    #[arg(long, default_value_t = 16)]
+    minutes: u64,
+    /// The commit to name when a seed fails.
+    #[arg(long, default_value = "COMMIT", hide = true)]
+    commit: String,
+    /// Breaks a part on purpose: the run must find that.
+    #[arg(long = "break", value_enum)]
+    broken: Option<Broken>,
+    /// Writes one JSON object per seed.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Order {
+    /// Runs them; returns whether all was done, and clean.
+    ///
+    /// # Errors
+    ///
+    /// When a plant cannot be made.
+    pub(crate) fn run(&self) -> Result<bool> {
+        let first = Shape {
+            seed: self.from,
+            nodes: self.nodes,
+            length: Duration::from_secs(self.minutes * 60),
+            broken: self.broken,
+        };
+        many(Screen::of(self.json), first, self.seeds, &self.commit)
+    }
+}
 
 /// What became of all seeds so far.
 struct Tally<'a> {
@@ -30,7 +73,7 @@ struct Tally<'a> {
 /// # Errors
 ///
 /// When a plant cannot be made.
-pub(crate) fn many(screen: Screen, first: Shape, seeds: u64, commit: &str) -> Result<bool> {
+fn many(screen: Screen, first: Shape, seeds: u64, commit: &str) -> Result<bool> {
     let stop = AtomicBool::new(false);
     let next = AtomicU64::new(0);
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -89,7 +132,7 @@ pub(crate) fn many(screen: Screen, first: Shape, seeds: u64, commit: &str) -> Re
 }
 
 /// How often it is looked whether Ctrl-C was pressed.
-const LOOKS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+const LOOKS_EVERY: Duration = Duration::from_millis(200);
 
 /// Runs one seed on this thread; `None` when it was stopped.
 fn one(screen: Screen, shape: Shape, alone: bool, stop: &AtomicBool) -> Result<Option<Outcome>> {
@@ -187,7 +230,7 @@ impl Tally<'_> {
 
 /// Says how long the rest takes if it goes on like this.
 fn left(secs: f64, done: u64, seeds: u64) -> String {
-    let so_far = std::time::Duration::from_secs_f64(secs.max(0.0));
+    let so_far = Duration::from_secs_f64(secs.max(0.0));
     let rest = u32::try_from(seeds.saturating_sub(done)).unwrap_or(u32::MAX);
     let each = so_far / u32::try_from(done).unwrap_or(u32::MAX).max(1);
     let rest = each.saturating_mul(rest).as_secs();

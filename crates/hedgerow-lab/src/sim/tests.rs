@@ -1,13 +1,53 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::faults::Fault;
+use super::network::Weather;
+use super::plant::{Member, Place, Plant};
+use super::random::Random;
 use super::reference::Expected;
 use super::*;
+
+mod broken;
+mod first;
+
+/// A plant that nobody drew: open sites, and who stands where.
+fn plant(sites: usize, members: Vec<Member>) -> Plant {
+    Plant {
+        places: vec![Place::Open; sites],
+        members,
+        flows: Vec::new(),
+        blocked: BTreeSet::new(),
+    }
+}
+
+/// A world in which nothing goes wrong and nothing is drawn that matters.
+fn quiet(plant: Plant, faults: Vec<(Mono, Fault)>, broken: Option<Broken>) -> World {
+    let shape = Shape {
+        broken,
+        ..shape(5, plant.members.len(), 0)
+    };
+    let mut world = World::of(shape, plant, Some(faults), Random::new(5)).unwrap();
+    world.network.weather = Weather::STILL;
+    world.controller.answers_in = (RESOLVED_IN, Duration::ZERO);
+    world
+}
+
+/// One round trip to the controller in a quiet world.
+const RESOLVED_IN: Duration = Duration::from_millis(60);
+
+fn pass(world: &mut World, time: Duration) {
+    let end = world.now + time;
+    while world.next(end).unwrap() {}
+    world.now = end;
+}
 
 fn shape(seed: u64, nodes: usize, minutes: u64) -> Shape {
     Shape {
         seed,
         nodes,
         length: Duration::from_secs(minutes * 60),
+        broken: None,
     }
 }
 

@@ -14,6 +14,7 @@ use hedgerow_model::path::RelaySession;
 use hedgerow_model::path::{Path, relay_header};
 use hedgerow_model::statement::{PeerQuery, Revoked};
 
+use super::broken::Broken;
 use super::controller::Controller;
 use super::domain::{Device, Domain};
 use super::faults::{self, Disk, Fault};
@@ -21,7 +22,7 @@ use super::figures::Stream;
 use super::hostile::{Hostility, RENEGOTIATES_EVERY, Treatment};
 use super::network::{self, Flight, Network, Weather};
 use super::node::{Effect, Node, overlay};
-use super::packet::Packet;
+use super::packet::{self, PACKET_BYTES, Packet, pack};
 use super::plant::{Flow, Plant};
 use super::random::Random;
 use super::reference::{Circumstances, Expected};
@@ -91,7 +92,8 @@ pub(super) struct Probe {
 pub(super) struct World {
     pub(super) plant: Plant,
     pub(super) domain: Domain,
-    network: Network,
+    pub(super) network: Network,
+    broken: Option<Broken>,
     pub(super) nodes: Vec<Node>,
     pub(super) numbers: BTreeMap<DeviceId, usize>,
     pub(super) controller: Controller,
@@ -115,18 +117,31 @@ impl World {
     pub(super) fn new(shape: Shape) -> Result<Self> {
         let mut random = Random::new(shape.seed);
         let plant = Plant::draw(shape.nodes, &mut random.fork());
+        Self::of(shape, plant, None, random)
+    }
+
+    /// Makes a world of a plant; its faults are drawn unless given.
+    pub(super) fn of(
+        shape: Shape,
+        plant: Plant,
+        faults: Option<Vec<(Mono, Fault)>>,
+        mut random: Random,
+    ) -> Result<Self> {
         let mut keys = random.fork();
         let domain = Domain::new(&mut keys)?;
         let mut nodes = Vec::with_capacity(plant.members.len());
         for (number, member) in plant.members.iter().enumerate() {
             let device = Device::new(&domain, number, member, &mut keys)?;
-            nodes.push(Node::new(number, device, member, random.fork())?);
+            let node = Node::new(number, device, member, random.fork())?;
+            nodes.push(node.broken(shape.broken));
         }
         share_keys(&mut nodes);
-        let faults = faults::draw(&plant, shape.length, &mut random.fork());
+        let faults =
+            faults.unwrap_or_else(|| faults::draw(&plant, shape.length, &mut random.fork()));
         let numbers = nodes.iter().map(|n| (n.device.id, n.number)).collect();
         let mut world = Self {
             network: Network::new(&plant, random.fork()),
+            broken: shape.broken,
             plant,
             domain,
             nodes,
@@ -175,21 +190,28 @@ impl World {
     ) -> Result<Option<Outcome>> {
         let end = Mono::ZERO + self.outcome.shape.length;
         let mut said = Mono::ZERO;
-        while let Some(Reverse(entry)) = self.queue.pop() {
-            if entry.at > end {
-                break;
-            }
-            self.now = self.now.max(entry.at);
-            self.outcome.events += 1;
+        while self.next(end)? {
             if self.now.since(said) >= Duration::from_secs(60) {
                 said = self.now;
                 if progress(said).is_break() {
                     return Ok(None);
                 }
             }
-            self.handle(entry.event)?;
         }
         Ok(Some(self.outcome))
+    }
+
+    /// Lets the next thing happen that does by `end`; returns whether there was one.
+    pub(super) fn next(&mut self, end: Mono) -> Result<bool> {
+        let is_due = |entry: &Reverse<Entry>| entry.0.at <= end;
+        let is_due = self.queue.peek().is_some_and(is_due);
+        let Some(Reverse(entry)) = is_due.then(|| self.queue.pop()).flatten() else {
+            return Ok(false);
+        };
+        self.now = self.now.max(entry.at);
+        self.outcome.events += 1;
+        self.handle(entry.event)?;
+        Ok(true)
     }
 
     fn put(&mut self, at: Mono, event: Event) {
@@ -315,6 +337,9 @@ impl World {
     /// A relay passes a frame on; a hostile one does something else with it.
     fn forward(&mut self, node: usize, to: std::net::SocketAddr, mut bytes: Vec<u8>) {
         self.outcome.figures.relayed += 1;
+        if packet::is_readable(&bytes) {
+            self.find(format!("the relay {node} could read what it passed on"));
+        }
         let hostility = self.nodes.get(node).and_then(|n| n.hostility);
         let treatment = hostility.map(|h| h.treat(&mut self.random));
         match treatment {
@@ -391,7 +416,10 @@ impl World {
         let asked = asked.and_then(|other| self.nodes.get(other));
         let known = asked.and_then(|other| self.controller.resolve(other));
         let after = match self.is_connected(node) {
-            true => Duration::from_millis(20) + self.random.up_to(Duration::from_millis(80)),
+            true => {
+                let (least, more) = self.controller.answers_in;
+                least + self.random.up_to(more)
+            }
             false => Duration::ZERO,
         };
         let answer = Box::new((query, known));
@@ -415,6 +443,7 @@ impl World {
         }
         let at = Underlay(network::local_address(&self.plant, node));
         n.hear_time(self.now);
+        n.chatter(&self.domain, at, self.now)?;
         if let Some(list) = &self.controller.list {
             n.take_revocations(&self.domain, list, self.now)?;
         }
@@ -463,7 +492,11 @@ impl World {
             return Ok(());
         };
         let sealed = n.send(packet, src, dst, self.now);
-        if let Some((to, bytes)) = sealed {
+        if let Some((to, mut bytes)) = sealed {
+            if self.broken == Some(Broken::Sealing) {
+                let place = bytes.len().saturating_sub(PACKET_BYTES);
+                pack(packet, src, dst, bytes.get_mut(place..).unwrap_or_default());
+            }
             self.transmit(packet.origin, to, bytes);
         }
         self.settle(packet.origin)

@@ -23,6 +23,8 @@ use crate::path::RELAYS_MAX;
 
 /// How often a device is asked before we give up.
 const ATTEMPTS_MAX: u32 = 5;
+/// The same of a relay that was never reached while another is at home: it is tried again later.
+const ATTEMPTS_SPARE_MAX: u32 = 2;
 /// The pause after the first attempt; each next is twice as long, all ± 25 %.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How many endpoints one attempt tries.
@@ -426,8 +428,14 @@ impl Mesh {
             let hints = self.home_relays_of(device);
             self.ways.want(device, &hints, now);
         }
+        let is_met = self.peers.get(device).is_some() || self.memories.get(device).is_some();
         let Some(pending) = self.asking.pending.get_mut(&device) else {
             return;
+        };
+        let is_spare = self.ways.client.is_spare(device) && !is_met && pending.wanted.is_empty();
+        let most = match is_spare {
+            true => ATTEMPTS_SPARE_MAX,
+            false => ATTEMPTS_MAX,
         };
         // A relay may lead there, and has not answered yet.
         let relays = !self.ways.client.home().is_empty();
@@ -439,7 +447,7 @@ impl Mesh {
         let reason = match pending.stage {
             Stage::Admission | Stage::Installing(_) => Some(Unreachable::Busy),
             Stage::Asking if pending.endpoints.is_empty() => Some(Unreachable::NoEndpoint),
-            Stage::Asking if made >= ATTEMPTS_MAX => Some(Unreachable::Unanswered),
+            Stage::Asking if made >= most => Some(Unreachable::Unanswered),
             Stage::Asking => None,
         };
         if let Some(reason) = reason {
@@ -531,6 +539,7 @@ impl Mesh {
         if self.ways.paths.in_use(device).is_none() {
             self.ways.client.handle_unwanted(device);
         }
+        self.ways.client.handle_unanswered(device, now);
         self.introduce_later(device, now);
     }
 

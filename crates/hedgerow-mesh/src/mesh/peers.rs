@@ -60,6 +60,9 @@ impl Mesh {
         let peer = Peer {
             idle_since: before.as_ref().map_or(Some(now), |peer| peer.idle_since),
             endpoint: before.as_ref().and_then(|peer| peer.endpoint).or(endpoint),
+            is_proven: before
+                .as_ref()
+                .is_some_and(|peer| peer.is_proven && rotated.is_none()),
             ticket,
             binding,
             old_key,
@@ -93,7 +96,10 @@ impl Mesh {
             .as_ref()
             .map(|own| own.identity.binding.wireguard_key);
         let holder = self.peers.of_key(&key);
-        if own_key == Some(key) || holder.is_some_and(|holder| holder != device) {
+        if own_key == Some(key)
+            || holder.is_some_and(|holder| holder != device)
+            || self.revoked_keys.contains(&key)
+        {
             return Err(Refusal::KeyTaken);
         }
         let own = self.own.as_ref().map(|own| own.identity.ticket.addresses);
@@ -194,6 +200,9 @@ impl Mesh {
                 self.remember_peer(&peer, None, false);
             }
             Removal::Revoked | Removal::Superseded | Removal::Distrusted | Removal::Ourselves => {
+                if reason == Removal::Revoked {
+                    self.give_up_keys(&peer);
+                }
                 self.forget(device);
             }
         }
@@ -208,12 +217,25 @@ impl Mesh {
         });
     }
 
+    /// A session belongs to a device, and is made by whoever has the key: one that a revoked device has proven
+    /// to have lets nobody in any more. A mere claim is no proof, or a device could put out others by naming
+    /// their keys before it is revoked.
+    fn give_up_keys(&mut self, peer: &Peer) {
+        if peer.is_proven {
+            self.revoked_keys.put(peer.binding.wireguard_key);
+            if let Some((key, _)) = peer.old_key {
+                self.revoked_keys.put(key);
+            }
+        }
+    }
+
     pub(super) fn peer_established(&mut self, device: DeviceId, endpoint: Path, view: View<'_>) {
         let Some(peer) = self.peers.get_mut(device) else {
             return;
         };
         self.gossip.handle_session(&peer.ticket, view.now.mono);
         peer.endpoint = Some(endpoint);
+        peer.is_proven = true;
         let stale = self.own.as_ref().is_some_and(|own| own.shown != peer.shown);
         if stale && peer.introduce_at.is_none() {
             peer.introduce_at = Some(view.now.mono + self.random.up_to(TELL_SPREAD));

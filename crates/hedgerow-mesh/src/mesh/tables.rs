@@ -1,12 +1,12 @@
-//! Two bounded tables that say at once what goes when they are full.
+//! Bounded tables that say at once what goes when they are full.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hedgerow_model::Mono;
 use hedgerow_model::address::Overlay;
 use hedgerow_model::statement::X25519Public;
 
-use super::{HEARD_MAX, UNREACHABLE_MAX};
+use super::{HEARD_MAX, REVOKED_KEYS_MAX, UNREACHABLE_MAX};
 use crate::output::Unreachable;
 
 /// The newest timestamp of each introduction key; the oldest timestamp goes first.
@@ -36,6 +36,26 @@ impl Heard {
         {
             self.by_key.remove(&oldest);
         }
+    }
+}
+
+/// WireGuard keys under which a device that is revoked by now had a session; the oldest goes first.
+#[derive(Default)]
+pub(super) struct RevokedKeys(VecDeque<X25519Public>);
+
+impl RevokedKeys {
+    pub(super) fn contains(&self, key: &X25519Public) -> bool {
+        self.0.contains(key)
+    }
+
+    pub(super) fn put(&mut self, key: X25519Public) {
+        if self.contains(&key) {
+            return;
+        }
+        if self.0.len() >= REVOKED_KEYS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(key);
     }
 }
 

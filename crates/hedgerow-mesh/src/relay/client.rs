@@ -27,13 +27,17 @@ pub const OPEN_EVERY: Duration = Duration::from_secs(25);
 pub const ASK_WITHIN: Duration = Duration::from_secs(8);
 /// The longest pause before a relay is tried again that failed.
 pub const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
-/// The same while another relay is at home, of one that was never reached: most such are in cells that this
-/// device does not see, and each try is five introductions.
+/// The first pause of one that was never reached while another is at home; each next is
+/// [`UNSEEN_SLOWS`] times as long. Most such are in cells that this device does not see.
+pub const UNSEEN_AGAIN_MIN: Duration = Duration::from_secs(120);
+/// The longest.
 pub const UNSEEN_AGAIN_MAX: Duration = Duration::from_secs(3600);
 /// How often a relay is tried that might be nearer than those at home.
 pub const EXPLORE_EVERY: Duration = Duration::from_secs(600);
 
 const ASK_AGAIN_MIN: Duration = Duration::from_secs(2);
+/// How much longer each pause is of a relay that was never reached.
+const UNSEEN_SLOWS: u32 = 4;
 /// Pauses before an unanswered message is said again.
 const SAY_AGAIN: [Duration; 3] = [
     Duration::from_millis(300),
@@ -265,6 +269,21 @@ impl Client {
         self.failed(device, now);
     }
 
+    /// A relay that was asked to become a peer did not answer: the next is asked at once.
+    pub fn handle_unanswered(&mut self, device: DeviceId, now: Mono) {
+        let relay = self.relays.get_mut(&device);
+        if relay.is_some_and(|r| r.tunnel.is_none() && std::mem::take(&mut r.asked)) {
+            self.timers.clear(Timer::Relay(device));
+            self.failed(device, now);
+        }
+    }
+
+    /// Returns whether a relay was never reached and another is at home: there is no hurry.
+    pub fn is_spare(&self, device: DeviceId) -> bool {
+        let relay = self.relays.get(&device);
+        relay.is_some_and(|r| !r.was_met && r.tunnel.is_none()) && !self.home.is_empty()
+    }
+
     /// Takes what probes of the tunnel to a relay measured.
     pub fn handle_round_trip(&mut self, device: DeviceId, round_trip: Duration) {
         if let Some(relay) = self.relays.get_mut(&device) {
@@ -490,9 +509,12 @@ impl Client {
                 .filter(|device| !self.home.contains(device))
                 .copied()
                 .collect();
+            let was_alone = self.home.is_empty();
             self.home.clone_from(&home);
             if home.is_empty() {
                 self.recall_unseen(now);
+            } else if was_alone {
+                self.forget_failures();
             }
             self.output.push_back(ClientOutput::Home { relays: home });
             for device in new {
@@ -546,13 +568,12 @@ impl Client {
     /// The relay does not serve us: others do, and it is tried again later.
     fn failed(&mut self, device: DeviceId, now: Mono) {
         if let Some(relay) = self.relays.get_mut(&device) {
-            let doublings = relay.failures.min(12);
+            let before = relay.failures.min(12);
             relay.failures += 1;
-            let most = match relay.was_met || self.home.is_empty() {
-                true => ASK_AGAIN_MAX,
-                false => UNSEEN_AGAIN_MAX,
+            let pause = match relay.was_met || self.home.is_empty() {
+                true => (ASK_AGAIN_MIN * 2u32.pow(before)).min(ASK_AGAIN_MAX),
+                false => (UNSEEN_AGAIN_MIN * UNSEEN_SLOWS.pow(before)).min(UNSEEN_AGAIN_MAX),
             };
-            let pause = (ASK_AGAIN_MIN * 2u32.pow(doublings)).min(most);
             let at = now + self.random.jitter(pause);
             relay.retry_at = Some(at);
             self.timers.set(Timer::Relay(device), at);
@@ -569,6 +590,13 @@ impl Client {
                 relay.failures = relay.failures.min(5);
                 self.timers.set(Timer::Relay(*device), at);
             }
+        }
+    }
+
+    /// The first relay is at home: what failed while none was says nothing about the others.
+    fn forget_failures(&mut self) {
+        for relay in self.relays.values_mut().filter(|r| !r.was_met) {
+            relay.failures = 0;
         }
     }
 

@@ -482,7 +482,7 @@ fn a_relay_never_reached_is_seldom_asked_while_another_serves_and_soon_when_none
     let hour = Duration::from_secs(3600);
     world.run(6 * hour);
     let asked = world.node(1).asked[&id(101)];
-    assert!((10..=20).contains(&asked), "{asked} times");
+    assert!((6..=12).contains(&asked), "{asked} times");
     world.dead = BTreeSet::from([id(100)]);
     let now = world.now;
     world.node(1).client.handle_tunnel_lost(id(100), now);
@@ -497,6 +497,29 @@ fn a_relay_never_reached_is_seldom_asked_while_another_serves_and_soon_when_none
     world.dead.clear();
     world.run(ASK_AGAIN_MAX * 2);
     assert_eq!(world.node(1).home.len(), 2);
+}
+
+#[test]
+fn a_relay_that_does_not_answer_holds_up_no_other() {
+    let mut world = World::new(&[1, 100, 101, 102, 103]);
+    world.dead = BTreeSet::from([id(101), id(102)]);
+    for relay in [100, 101, 102] {
+        world.know(1, relay);
+    }
+    assert_eq!(world.node(1).home, [id(100)]);
+    for relay in [101, 102] {
+        world.know(1, 103);
+        let now = world.now;
+        let client = &mut world.node(1).client;
+        assert!(client.is_spare(id(relay)));
+        client.handle_unanswered(id(relay), now);
+        world.settle();
+    }
+    assert_eq!(world.node(1).home, [id(100), id(103)], "at the same moment");
+    assert!(!world.node(1).client.is_spare(id(103)));
+    let now = world.now;
+    world.node(1).client.handle_unanswered(id(103), now);
+    assert_eq!(world.node(1).home.len(), 2, "one with a tunnel stays");
 }
 
 #[test]

@@ -299,6 +299,49 @@ fn another_devices_wireguard_key() {
 }
 
 #[test]
+fn a_revoked_devices_wireguard_key_in_an_accomplices_hand() {
+    for had_session in [true, false] {
+        let mut world = World::new(14, 2);
+        world.want(0, 1);
+        world.run(SECOND);
+        if had_session {
+            world.establish(0, 1);
+        }
+        let (revoked, key) = (world.id(1), world.nodes[0].tunnel[&world.id(1)].key);
+        let accomplice = Device::new(&world.domain, 9, &mut Rng(99));
+        let body = Binding {
+            id: accomplice.body.id,
+            wireguard_key: key,
+            sequence: NOON,
+            not_after_secs: NOON + DAY,
+        };
+        let binding = sign_binding(&body, &accomplice.identity).unwrap();
+        let claim = |world: &mut World, ahead| {
+            let mut claim = Forged {
+                binding: &binding,
+                ..forged(&accomplice, world)
+            };
+            claim.timestamp_ms += ahead;
+            claim.seal(world, 0)
+        };
+        let bytes = claim(&mut world, 1);
+        refused(&mut world, &bytes, Refusal::KeyTaken);
+        let list = world.domain.revocations(1, &[revoked], &[]);
+        world.nodes[0].standing.adopt_revocations(list).unwrap();
+        world.with(0, |mesh, view| mesh.handle_standing_changed(view));
+        let bytes = claim(&mut world, 2);
+        if had_session {
+            refused(&mut world, &bytes, Refusal::KeyTaken);
+            continue;
+        }
+        // Nobody proved to have it: naming a key takes it from nobody.
+        world.deliver(attacker(), 0, &bytes);
+        world.run(SECOND);
+        assert!(world.nodes[0].tunnel.contains_key(&accomplice.body.id));
+    }
+}
+
+#[test]
 fn another_devices_address() {
     let mut world = World::new(15, 2);
     world.want(1, 0);

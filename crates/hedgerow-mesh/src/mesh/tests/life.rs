@@ -292,6 +292,44 @@ fn an_answer_brings_the_newer_ticket() {
 }
 
 #[test]
+fn a_spare_relay_that_does_not_answer_is_asked_twice_and_not_five_times() {
+    let mut world = World::new(31, 3);
+    for relay in [1, 2] {
+        world.nodes[relay].device.body.labels = "relay=yes".parse().unwrap();
+        let World { domain, nodes, .. } = &mut world;
+        nodes[relay].device.sign(domain);
+        world.renew(relay);
+    }
+    // The second keeps silent.
+    let silent = world.nodes[2].at;
+    let asker = world.id(0);
+    world.nodes[2].denied.insert(asker);
+    let relays = [world.id(1), world.id(2)];
+    let to_silent = |world: &World| world.sent.iter().filter(|(_, to, _)| *to == silent).count();
+    world.with(0, |mesh, view| {
+        mesh.handle_relays_named(&relays[..1], view);
+    });
+    world.run(SECOND);
+    // Nobody here answers probes: that its tunnel stands is said by hand.
+    let (first, at) = (relays[0], world.nodes[1].at);
+    world.with(0, |mesh, view| {
+        let client = &mut mesh.ways.client;
+        client.handle_tunnel(first, at, view.now.mono);
+        mesh.handle_relays_named(&relays[1..], view);
+    });
+    while world.nodes[0].mesh.asking.is_asking(relays[1]) {
+        world.run(SECOND / 20);
+    }
+    assert_eq!(to_silent(&world), 2);
+    // With no relay left it is worth more.
+    world.with(0, |mesh, view| {
+        mesh.handle_session(first, Session::Idle, view);
+    });
+    world.run(SECOND * 60);
+    assert!(to_silent(&world) >= 2 + 5, "{}", to_silent(&world));
+}
+
+#[test]
 fn revocation_cuts_first_and_keeps_out() {
     let mut world = World::new(11, 3);
     world.want(0, 1);
