@@ -65,6 +65,7 @@ pub mod pass;
 mod paths;
 mod peers;
 pub mod pool;
+mod ready;
 mod receive;
 pub mod relay;
 pub mod replay;

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use hedgerow_model::address::{Overlay, OverlayAddresses, Underlay};
+use hedgerow_model::id::DeviceId;
 use hedgerow_model::path::{self, Path, RELAY_FRAME_FIRST, RELAY_HEADER_BYTES};
 use hedgerow_model::ruleset::Profile;
 use hedgerow_model::statement::X25519Public;
@@ -18,9 +19,10 @@ use super::limits::Limits;
 use super::message::{self, HEADER_BYTES, Message, TAG_BYTES};
 use super::noise::LocalKey;
 use super::peers::{Peer, Peers};
+use super::ready::Ready;
 use super::relay::{self, Relay};
 use super::session::{Side, Unopened};
-use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT, REST_AFTER};
+use super::timers::{self, KEEPALIVE_TIMEOUT, NO_REPLY_TIMEOUT};
 use super::waiting::{Budget, Destinations, PEER_PACKETS_MAX};
 use super::{
     Command, Cut, HEARD_INTERVAL, MTU_MIN, PeerConfig, PeerRefusal, PrivateKey, Rejection, Report,
@@ -110,6 +112,7 @@ pub struct Core {
     pub(super) key: LocalKey,
     pub(super) previous_key: Option<LocalKey>,
     pub(super) peers: Peers,
+    pub(super) ready: Ready,
     pub(super) limits: Limits,
     pub(super) budget: Budget,
     pub(super) outputs: VecDeque<Output>,
@@ -131,6 +134,7 @@ impl Core {
             key: LocalKey::new(config.private_key),
             previous_key: None,
             peers: Peers::default(),
+            ready: Ready::default(),
             limits: Limits::new(config.initiations_per_second),
             budget: Budget::default(),
             outputs: VecDeque::new(),
@@ -279,13 +283,7 @@ impl Core {
             }
             Command::SetRelayLimits(limits) => self.relay.set_limits(limits),
             Command::ForgetRelay { session } => self.relay.forget(session),
-            Command::RemovePeer { device } => {
-                self.relay.forget_device(device);
-                if let Some((place, mut peer)) = self.peers.remove(&device) {
-                    self.timers.remove(&(peer.timer, place));
-                    self.stats.dropped_waiting += peer.waiting.clear(&mut self.budget);
-                }
-            }
+            Command::RemovePeer { device } => self.remove_peer(&device),
             Command::Connect { device } => {
                 if let Some(place) = self.peers.by_device(&device)
                     && let Some(peer) = self.peers.get_mut(place)
@@ -424,6 +422,18 @@ impl Core {
         }
     }
 
+    fn remove_peer(&mut self, device: &DeviceId) {
+        self.relay.forget_device(*device);
+        let Some((place, mut peer)) = self.peers.remove(device) else {
+            return;
+        };
+        self.timers.remove(&(peer.timer, place));
+        for session in peer.sessions.iter() {
+            self.ready.forget(session.agreed.own_index);
+        }
+        self.stats.dropped_waiting += peer.waiting.clear(&mut self.budget);
+    }
+
     fn want(&mut self, dst: Overlay, packet: &[u8], now: Mono) {
         let pushed = self.wanted.push(dst, packet, &mut self.budget, now);
         self.stats.dropped_waiting += pushed.dropped;
@@ -492,7 +502,7 @@ impl Core {
             self.keep(place, packet, now);
             return None;
         };
-        let sealed = session.seal(buffer, len, mtu)?;
+        let sealed = session.seal(&mut self.ready, buffer, (len, mtu))?;
         let (side, age) = (session.agreed.side, session.age(now.mono));
         let rekey = timers::rekey_on_send(side, age, session.counter);
         let sealed = frame(path, buffer, sealed)?;
@@ -510,13 +520,9 @@ impl Core {
         };
         peer.due.keepalive = None;
         peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
-        self.note_awake(place, now.mono);
         if packets == 0 {
             return;
         }
-        let Some(peer) = self.peers.get_mut(place) else {
-            return;
-        };
         let bytes = u64::try_from(bytes).unwrap_or(0);
         peer.sent_bytes += bytes;
         self.stats.sent_packets += u64::try_from(packets).unwrap_or(0);
@@ -570,7 +576,7 @@ impl Core {
             self.stats.dropped_no_session += 1;
             return None;
         };
-        let len = match session.open(datagram, counter, now.mono) {
+        let len = match session.open(&mut self.ready, datagram, counter, now.mono) {
             Ok(len) => len,
             Err(why) => {
                 *match why {
@@ -578,7 +584,6 @@ impl Core {
                     Unopened::Replayed => &mut self.stats.dropped_replayed,
                     Unopened::Forged => &mut self.stats.dropped_forged,
                 } += 1;
-                self.note_awake(place, now.mono);
                 return None;
             }
         };
@@ -587,7 +592,6 @@ impl Core {
         let text = datagram.get(HEADER_BYTES..HEADER_BYTES + len)?;
         let is_message = hedgerow_model::message::is_message(text);
         self.note_authentic(place, (receiver, is_message), from, now);
-        self.note_awake(place, now.mono);
         if timers::rekey_on_receive(side, age) {
             self.begin_handshake(place, now);
         }
@@ -704,9 +708,6 @@ impl Core {
         let (reply, keepalive) = (is_due(peer.due.reply), is_due(peer.due.keepalive));
         let persistent = is_due(peer.due.persistent);
         let silent = is_due(peer.due.silent);
-        if is_due(peer.due.rest) {
-            peer.due.rest = peer.sessions.rest().then_some(now.mono + REST_AFTER);
-        }
         let waited = peer.silent_after;
         if silent {
             peer.due.silent = None;
@@ -752,6 +753,7 @@ impl Core {
             self.report(Report::Idle { device });
         }
         for index in ended {
+            self.ready.forget(index);
             self.peers.free_index(index);
         }
     }

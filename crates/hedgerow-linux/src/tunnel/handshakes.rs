@@ -264,6 +264,7 @@ impl Core {
 
     fn free_session(&mut self, session: Option<&Session>) {
         if let Some(session) = session {
+            self.ready.forget(session.agreed.own_index);
             self.peers.free_index(session.agreed.own_index);
         }
     }

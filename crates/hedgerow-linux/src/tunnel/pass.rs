@@ -61,7 +61,7 @@ impl Core {
         }
         let path = peer.endpoint?;
         let session = peer.packet_sender(now.mono)?;
-        let seal = session.take(u64::try_from(pieces.count).ok()?)?;
+        let seal = session.take(&mut self.ready, u64::try_from(pieces.count).ok()?)?;
         let (side, age) = (session.agreed.side, session.age(now.mono));
         let rekey = timers::rekey_on_send(side, age, session.counter);
         self.note_sent(place, (pieces.count, pieces.bytes), now);

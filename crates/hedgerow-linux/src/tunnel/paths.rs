@@ -9,7 +9,7 @@ use hedgerow_model::{Mono, Now};
 use super::core::{Core, Handled, OVERHEAD_BYTES, Output};
 use super::message::{self, HEADER_BYTES};
 use super::relay::{Admission, Fate, Frame};
-use super::timers::{self, NO_REPLY_TIMEOUT, REST_AFTER};
+use super::timers::{self, NO_REPLY_TIMEOUT};
 use super::{
     ACTIVE_INTERVAL, Cut, PresharedKey, PskSlot, Report, Roaming, SILENT_BUSY, SILENT_PACKETS,
 };
@@ -117,16 +117,6 @@ impl Core {
         }
     }
 
-    /// A session of the peer is in use: it is looked at again when it may have come to rest.
-    pub(super) fn note_awake(&mut self, place: u32, now: Mono) {
-        if let Some(peer) = self.peers.get_mut(place)
-            && peer.due.rest.is_none()
-        {
-            peer.due.rest = Some(now + REST_AFTER);
-            self.arm(place);
-        }
-    }
-
     /// Sends a datagram, inside a relay's frame where the path has one.
     pub(super) fn send(&mut self, to: Path, bytes: Vec<u8>) {
         let bytes = match to.relay {
@@ -198,7 +188,7 @@ impl Core {
         let sealed = peer.and_then(|peer| {
             let path = via.or(peer.endpoint)?;
             let session = peer.sender(now.mono)?;
-            let sealed = session.seal(&mut bytes, len, mtu)?;
+            let sealed = session.seal(&mut self.ready, &mut bytes, (len, mtu))?;
             let rekey =
                 timers::rekey_on_send(session.agreed.side, session.age(now.mono), session.counter);
             if via.is_none() {
@@ -220,7 +210,6 @@ impl Core {
         if rekey {
             self.begin_handshake(place, now);
         }
-        self.note_awake(place, now.mono);
         self.arm(place);
     }
 }

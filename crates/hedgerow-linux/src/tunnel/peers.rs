@@ -249,15 +249,6 @@ impl Sessions {
             .collect()
     }
 
-    /// Lets those rest by which nothing passed of late. Returns whether others may come to rest.
-    pub(super) fn rest(&mut self) -> bool {
-        let mut others = false;
-        for session in self.slots().filter_map(|s| s.as_deref_mut()) {
-            others |= session.rest();
-        }
-        others
-    }
-
     fn slots(&mut self) -> impl Iterator<Item = &mut Option<Box<Session>>> {
         let [newer, older] = &mut self.previous;
         [&mut self.current, &mut self.next, newer, older].into_iter()
@@ -281,8 +272,6 @@ pub(super) struct Due {
     pub(super) keepalive: Option<Mono>,
     /// A keepalive that holds a NAT's mapping open.
     pub(super) persistent: Option<Mono>,
-    /// A look whether sessions have come to rest.
-    pub(super) rest: Option<Mono>,
 }
 
 /// A peer.
@@ -417,7 +406,6 @@ impl Peer {
             self.due.silent,
             self.due.keepalive,
             self.due.persistent,
-            self.due.rest,
         ]
         .into_iter()
         .flatten()

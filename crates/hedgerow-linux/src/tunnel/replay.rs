@@ -5,30 +5,20 @@ pub const WINDOW: u64 = BITS - 64;
 
 const BITS: u64 = 2048;
 const WORDS: usize = 32;
+/// The first memory taken.
+const WORDS_MIN: usize = 2;
 
-/// Remembers the counters of one session.
-#[derive(Debug, Clone)]
+/// Remembers the counters of one session. Most sessions see few: memory grows with the counters, up to the
+/// whole window.
+#[derive(Debug, Clone, Default)]
 pub struct ReplayWindow {
     /// One more than the highest counter seen; 0 before the first.
     next: u64,
-    words: [u64; WORDS],
-}
-
-impl Default for ReplayWindow {
-    fn default() -> Self {
-        Self {
-            next: 0,
-            words: [0; WORDS],
-        }
-    }
+    /// A power of two of them, and all of [`WORDS`] before the first is used again.
+    words: Vec<u64>,
 }
 
 impl ReplayWindow {
-    /// Returns one more than the highest counter seen; 0 before the first.
-    pub fn next(&self) -> u64 {
-        self.next
-    }
-
     /// Returns whether `counter` is new. Asked before the costly authentication.
     pub fn is_new(&self, counter: u64) -> bool {
         if counter >= self.next {
@@ -37,7 +27,7 @@ impl ReplayWindow {
         if self.next - 1 - counter >= WINDOW {
             return false;
         }
-        let (word, bit) = place(counter);
+        let (word, bit) = self.place(counter);
         self.words.get(word).is_some_and(|w| w & bit == 0)
     }
 
@@ -47,10 +37,11 @@ impl ReplayWindow {
             return false;
         }
         if counter >= self.next {
+            self.make_room(counter);
             self.clear_between(self.next, counter);
             self.next = counter.saturating_add(1);
         }
-        let (word, bit) = place(counter);
+        let (word, bit) = self.place(counter);
         if let Some(w) = self.words.get_mut(word) {
             *w |= bit;
         }
@@ -64,16 +55,32 @@ impl ReplayWindow {
         let last = counter / 64;
         let from = first.max(last.saturating_sub(BITS / 64 - 1));
         for block in from..=last {
-            if let Some(w) = self.words.get_mut(place(block.saturating_mul(64)).0) {
+            let word = self.place(block.saturating_mul(64)).0;
+            if let Some(w) = self.words.get_mut(word) {
                 *w = 0;
             }
         }
     }
-}
 
-fn place(counter: u64) -> (usize, u64) {
-    let word = usize::try_from((counter / 64) % (BITS / 64)).unwrap_or(0);
-    (word, 1 << (counter % 64))
+    /// Takes the memory for `counter`, unless it is there. What was marked stays where it is.
+    fn make_room(&mut self, counter: u64) {
+        let (had, block) = (self.words.len(), counter / 64);
+        if had == WORDS {
+            return;
+        }
+        let words = usize::try_from(block.saturating_add(1)).unwrap_or(WORDS);
+        let words = words.min(WORDS).next_power_of_two().max(WORDS_MIN);
+        if words > had {
+            self.words.reserve_exact(words - had);
+            self.words.resize(words, 0);
+        }
+    }
+
+    fn place(&self, counter: u64) -> (usize, u64) {
+        let last = self.words.len().saturating_sub(1);
+        let block = usize::try_from(counter / 64 % BITS).unwrap_or(0);
+        (block & last, 1 << (counter % 64))
+    }
 }
 
 #[cfg(test)]
@@ -108,6 +115,18 @@ mod tests {
         ] {
             assert_eq!(window.accept(counter), fresh, "{counter}");
         }
+    }
+
+    #[test]
+    fn tunnel_a_window_takes_memory_as_counters_come() {
+        let mut window = ReplayWindow::default();
+        let mut took = |counter| {
+            window.accept(counter);
+            window.words.capacity()
+        };
+        assert_eq!([0, 127, 128, 300].map(&mut took), [2, 2, 4, 8]);
+        assert_eq!([5_000, u64::MAX - 1].map(&mut took), [WORDS; 2]);
+        assert_eq!(ReplayWindow::default().words.capacity(), 0);
     }
 
     proptest! {

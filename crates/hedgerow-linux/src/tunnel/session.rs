@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce};
 use hedgerow_model::Mono;
 use hedgerow_model::statement::X25519Public;
 
 use super::message::{HEADER_BYTES, TAG_BYTES, put, transport_header};
 use super::noise::TransportKeys;
+use super::ready::Ready;
 use super::replay::ReplayWindow;
 use super::timers::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
 
@@ -46,14 +47,8 @@ pub(super) struct Agreement {
 pub(super) struct Session {
     pub(super) agreed: Agreement,
     keys: TransportKeys,
-    /// Ready for use while packets pass. Most of a hub's sessions rest most of the time, and a key ready for
-    /// use takes eighteen times the room of the key.
-    send: Option<Arc<LessSafeKey>>,
-    receive: Option<LessSafeKey>,
     pub(super) counter: u64,
     replay: ReplayWindow,
-    /// How far the two counters were at the last [`Session::rest`].
-    rested: (u64, u64),
 }
 
 impl Session {
@@ -61,22 +56,9 @@ impl Session {
         Self {
             agreed,
             keys,
-            send: None,
-            receive: None,
             counter: 0,
             replay: ReplayWindow::default(),
-            rested: (0, 0),
         }
-    }
-
-    /// Gives back what makes the keys ready for use, unless packets passed since the last call. Returns whether
-    /// it is to be called again.
-    pub(super) fn rest(&mut self) -> bool {
-        let passed = (self.counter, self.replay.next());
-        if std::mem::replace(&mut self.rested, passed) == passed {
-            (self.send, self.receive) = (None, None);
-        }
-        self.send.is_some() || self.receive.is_some()
     }
 
     pub(super) fn age(&self, now: Mono) -> Duration {
@@ -90,21 +72,20 @@ impl Session {
 
     /// Seals the `len` bytes that stand after [`HEADER_BYTES`] in `buffer`, padded to 16 but not
     /// beyond `mtu`. Returns the datagram's length; `None` when `buffer` is too short.
-    pub(super) fn seal(&mut self, buffer: &mut [u8], len: usize, mtu: usize) -> Option<usize> {
-        let seal = self.take(1)?;
+    pub(super) fn seal(
+        &mut self,
+        ready: &mut Ready,
+        buffer: &mut [u8],
+        (len, mtu): (usize, usize),
+    ) -> Option<usize> {
+        let seal = self.take(ready, 1)?;
         seal.seal(0, buffer, len, mtu)
     }
 
     /// Takes `count` counters out of the session, for packets that are sealed elsewhere. `None` when the library
     /// has no memory for the key.
-    pub(super) fn take(&mut self, count: u64) -> Option<Seal> {
-        let key = match &self.send {
-            Some(key) => Arc::clone(key),
-            None => {
-                let key = Arc::new(ready(&self.keys.send)?);
-                Arc::clone(self.send.insert(key))
-            }
-        };
+    pub(super) fn take(&mut self, ready: &mut Ready, count: u64) -> Option<Seal> {
+        let key = ready.sender(self.agreed.own_index, &self.keys.send)?;
         let first = self.counter;
         // `REJECT_AFTER_MESSAGES` leaves room for more than one batch.
         self.counter = first.saturating_add(count);
@@ -120,6 +101,7 @@ impl Session {
     /// [`HEADER_BYTES`].
     pub(super) fn open(
         &mut self,
+        ready: &mut Ready,
         datagram: &mut [u8],
         counter: u64,
         now: Mono,
@@ -131,14 +113,13 @@ impl Session {
             return Err(Unopened::Replayed);
         }
         let sealed = datagram.get_mut(HEADER_BYTES..).ok_or(Unopened::Forged)?;
-        let key = match &mut self.receive {
-            Some(key) => key,
-            none => none.insert(ready(&self.keys.receive).ok_or(Unopened::Expired)?),
-        };
-        let text = key
-            .open_in_place(nonce(counter), Aad::empty(), sealed)
+        let (index, key) = (self.agreed.own_index, &self.keys.receive);
+        let len = ready
+            .receive(index, key, |key| {
+                let text = key.open_in_place(nonce(counter), Aad::empty(), sealed);
+                text.map(|text| text.len())
+            })
             .map_err(|_e| Unopened::Forged)?;
-        let len = text.len();
         if self.replay.accept(counter) {
             Ok(len)
         } else {
@@ -174,11 +155,6 @@ impl Seal {
     }
 }
 
-fn ready(key: &[u8; 32]) -> Option<LessSafeKey> {
-    let key = UnboundKey::new(&CHACHA20_POLY1305, key).ok()?;
-    Some(LessSafeKey::new(key))
-}
-
 fn nonce(counter: u64) -> Nonce {
     let mut bytes = [0; 12];
     put(&mut bytes, 4, &counter.to_le_bytes());
@@ -209,46 +185,30 @@ mod tests {
         Session::new(agreed, keys)
     }
 
-    fn pass(session: &mut Session) -> Vec<u8> {
-        let mut buffer = vec![0; 64];
-        let counter = session.counter;
-        let len = session.seal(&mut buffer, 5, 1420).unwrap();
-        buffer.truncate(len);
-        let sealed = buffer.clone();
-        assert_eq!(session.open(&mut buffer, counter, Mono::ZERO), Ok(16));
-        sealed
-    }
-
     #[test]
-    fn tunnel_a_session_at_rest_holds_its_keys_alone_and_goes_on_where_it_was() {
-        let mut session = session();
-        let is_ready = |s: &Session| s.send.is_some() || s.receive.is_some();
-        assert!(!is_ready(&session), "before its first packet");
-        let mut first = pass(&mut session);
-        assert!(session.rest(), "a packet has just passed");
-        assert!(is_ready(&session));
-        assert!(!session.rest());
-        assert!(!is_ready(&session));
-        let again = session.open(&mut first, 0, Mono::ZERO);
-        assert_eq!(again, Err(Unopened::Replayed), "rest forgets nothing");
-        pass(&mut session);
+    fn tunnel_a_session_goes_on_where_it_was_when_its_ready_keys_are_gone() {
+        let (mut session, mut ready) = (session(), Ready::default());
+        let pass = |session: &mut Session, ready: &mut Ready| {
+            let mut buffer = vec![0; 64];
+            let counter = session.counter;
+            let len = session.seal(ready, &mut buffer, (5, 1420)).unwrap();
+            buffer.truncate(len);
+            let sealed = buffer.clone();
+            let opened = session.open(ready, &mut buffer, counter, Mono::ZERO);
+            assert_eq!(opened, Ok(16));
+            sealed
+        };
+        let mut first = pass(&mut session, &mut ready);
+        ready.forget(1);
+        let again = session.open(&mut ready, &mut first, 0, Mono::ZERO);
+        assert_eq!(again, Err(Unopened::Replayed));
+        pass(&mut session, &mut ready);
         assert_eq!(session.counter, 2, "no counter is used twice");
-    }
-
-    #[test]
-    fn tunnel_attack_forged_packets_keep_no_session_from_its_rest() {
-        let mut session = session();
-        for counter in 0..3 {
-            let mut forged = vec![9; 48];
-            let opened = session.open(&mut forged, counter, Mono::ZERO);
-            assert_eq!(opened, Err(Unopened::Forged));
-            assert!(!session.rest());
-        }
     }
 
     /// A hub has tens of thousands: up to four for each peer.
     #[test]
-    fn tunnel_a_session_at_rest_takes_half_a_kilobyte() {
-        assert!(size_of::<Session>() <= 560, "{}", size_of::<Session>());
+    fn tunnel_a_session_takes_a_fifth_of_a_kilobyte() {
+        assert!(size_of::<Session>() <= 208, "{}", size_of::<Session>());
     }
 }

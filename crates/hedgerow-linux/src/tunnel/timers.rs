@@ -29,8 +29,6 @@ pub const REKEY_JITTER_MS_MAX: u64 = 333;
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after sent data that means the session is dead.
 pub const NO_REPLY_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long no packet passes a session before it rests; up to twice as long.
-pub const REST_AFTER: Duration = Duration::from_secs(10);
 /// Shortest interval of [`super::PeerConfig::keepalive`]; a shorter one is raised to it.
 pub const PERSISTENT_KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 /// Time between two initiations of one peer; earlier ones are dropped and counted.

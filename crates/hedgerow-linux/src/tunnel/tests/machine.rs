@@ -614,3 +614,18 @@ fn tunnel_attempts_that_nothing_waits_for_are_bounded_whatever_the_number_of_pee
     );
     assert_eq!(a.core.stats().handshakes_unanswered, u64::from(PEERS));
 }
+
+#[test]
+fn tunnel_ended_sessions_and_removed_peers_leave_no_key_ready() {
+    let (mut a, mut b) = joined(1);
+    exchange(&mut a, &mut b, at(2));
+    assert_eq!(
+        (a.core.ready.count(), b.core.ready.count()),
+        ((1, 1), (1, 1))
+    );
+    let device = b.device();
+    a.tell(Command::RemovePeer { device }, at(3));
+    assert_eq!(a.core.ready.count(), (0, 0));
+    pass(&mut a, &mut b, 3..400);
+    assert_eq!(b.core.ready.count(), (0, 0));
+}
