@@ -10,11 +10,14 @@ use hedgerow_identity::statement::{sign_binding, verify_binding};
 use hedgerow_linux::tunnel::core::{Core, CoreConfig, Output as Wire};
 use hedgerow_linux::tunnel::limits::INITIATIONS_PER_SECOND;
 use hedgerow_linux::tunnel::{Command, MTU_DEFAULT, PrivateKey, Report, Secrecy};
-use hedgerow_mesh::{Admission, IntroductionSecret, Mesh, Output, OwnIdentity, Resolved, View};
-use hedgerow_model::Now;
+use hedgerow_mesh::{
+    Admission, IntroductionSecret, Mesh, Output, OwnIdentity, Resolved, UNREACHABLE_FOR,
+    Unreachable, View,
+};
 use hedgerow_model::address::{Overlay, Underlay};
 use hedgerow_model::id::DeviceId;
 use hedgerow_model::statement::Binding;
+use hedgerow_model::{Mono, Now};
 use rand_core::TryRng as _;
 
 use super::{DAY, MESH};
@@ -32,6 +35,12 @@ pub(super) struct Peer {
     /// The agent, once it was met.
     hub: Option<DeviceId>,
     is_live: bool,
+    /// Where the agent is looked for.
+    wanted: Option<Overlay>,
+    /// When it is looked for again, as a program's next packet would have it.
+    again_at: Option<Mono>,
+    /// How often it was.
+    refusals: usize,
 }
 
 impl Peer {
@@ -93,7 +102,15 @@ impl Peer {
             socket,
             hub: None,
             is_live: false,
+            wanted: None,
+            again_at: None,
+            refusals: 0,
         })
+    }
+
+    /// Returns how often the agent did not answer an introduction in time, with all its repetitions.
+    pub(super) fn refusals(&self) -> usize {
+        self.refusals
     }
 
     pub(super) fn socket(&self) -> &UdpSocket {
@@ -106,6 +123,7 @@ impl Peer {
 
     /// Begins to look for the agent.
     pub(super) fn want(&mut self, hub: Overlay, view: View<'_>) -> Result<()> {
+        self.wanted = Some(hub);
         self.mesh.handle_wanted(hub, view);
         Ok(())
     }
@@ -135,6 +153,11 @@ impl Peer {
 
     /// Does what is due.
     pub(super) fn pass_time(&mut self, view: View<'_>) {
+        if self.again_at.take_if(|at| *at <= view.now.mono).is_some()
+            && let Some(hub) = self.wanted
+        {
+            self.mesh.handle_wanted(hub, view);
+        }
         if self.mesh.deadline().0 <= view.now.mono {
             self.mesh.handle_timeout(view);
         }
@@ -191,7 +214,19 @@ impl Peer {
                 self.command(set, view);
             }
             Output::Tunnel(_) => self.command(output, view),
-            Output::Reject { reason, .. } => anyhow::bail!("no way to the agent: {reason}"),
+            Output::Reject { reason, .. } => match reason {
+                // An agent that has more to do than it can answers some of it late.
+                Unreachable::Unanswered | Unreachable::Busy => {
+                    self.refusals += 1;
+                    self.again_at = Some(view.now.mono + UNREACHABLE_FOR);
+                }
+                Unreachable::NotReady
+                | Unreachable::Own
+                | Unreachable::Unresolved
+                | Unreachable::Refused
+                | Unreachable::NotAdmitted
+                | Unreachable::NoEndpoint => anyhow::bail!("no way to the agent: {reason}"),
+            },
             Output::ForgetOldKey { .. }
             | Output::PathChanged { .. }
             | Output::PathLost { .. }
