@@ -641,7 +641,8 @@ impl Tunnel {
 
 /// A running tunnel. Dropping it shuts the tunnel down.
 pub struct TunnelHandle {
-    commands: SyncSender<Command>,
+    /// In boxes: a channel takes and touches the memory of all its places when it is made.
+    commands: SyncSender<Box<Command>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     stats: Arc<stats::Shared>,
@@ -665,14 +666,15 @@ impl TunnelHandle {
     ///
     /// The command, and why it was not taken.
     pub fn offer(&self, command: Command) -> Result<(), Refused> {
+        let command = Box::new(command);
         self.commands.try_send(command).map_err(|e| match e {
             TrySendError::Full(command) => Refused {
                 error: SendError::Full,
-                command: Box::new(command),
+                command,
             },
             TrySendError::Disconnected(command) => Refused {
                 error: SendError::Stopped,
-                command: Box::new(command),
+                command,
             },
         })?;
         run::wake(&self.wake);
@@ -704,7 +706,7 @@ impl TunnelHandle {
             return;
         };
         // A full queue is drained by the thread; a dead thread needs no word.
-        if self.commands.send(Command::Shutdown).is_ok() {
+        if self.commands.send(Box::new(Command::Shutdown)).is_ok() {
             run::wake(&self.wake);
         }
         if thread.join().is_err() {

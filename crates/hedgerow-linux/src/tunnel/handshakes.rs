@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::Report;
 use super::core::{Core, NoEntropy};
 use super::limits::Admission;
+use super::mac::MacKeys;
 use super::message::{self, COOKIE_REPLY_BYTES, INITIATION_BYTES, RESPONSE_BYTES, put};
 use super::noise::{Ephemeral, Initiator, Responder, Timestamp, TransportKeys};
 use super::peers::{Handshake, Peer, SentMac};
@@ -192,7 +193,10 @@ impl Core {
         let sent = peer.last_mac.as_ref().filter(|m| m.own_index == own_index);
         let opened = sent.and_then(|sent| {
             let key = peer.key(&sent.remote)?;
-            Some((sent.remote, key.macs.open_cookie(message, &sent.mac1)?))
+            Some((
+                sent.remote,
+                MacKeys::of(&key.public).open_cookie(message, &sent.mac1)?,
+            ))
         });
         match opened {
             Some((remote, cookie)) => {
@@ -212,6 +216,7 @@ impl Core {
         };
         let next = peer.sessions.next.take();
         let gone = peer.sessions.advance(next);
+        peer.last_mac = None;
         // A handshake of our own is no longer needed.
         let given_up = peer.handshake.take().map(|h| h.own_index);
         if let Some(index) = given_up {
@@ -227,7 +232,7 @@ impl Core {
         let Some(peer) = self.peers.get_mut(place) else {
             return;
         };
-        peer.handshake = None;
+        (peer.handshake, peer.last_mac) = (None, None);
         peer.due.reply = None;
         peer.last_received = Some(now.mono);
         let session = Session::new(agreed, keys);
@@ -432,12 +437,12 @@ impl Core {
         let Some(key) = peer.key(remote) else {
             return;
         };
-        let mac1 = key.macs.sign(message, key.cookie(now.mono));
-        peer.last_mac = Some(SentMac {
+        let mac1 = MacKeys::of(remote).sign(message, key.cookie(now.mono));
+        peer.last_mac = Some(Box::new(SentMac {
             own_index,
             mac1,
             remote: *remote,
-        });
+        }));
     }
 
     /// Later than every timestamp before, across restarts too by the wall clock's floor.

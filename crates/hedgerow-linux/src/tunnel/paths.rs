@@ -191,9 +191,12 @@ impl Core {
             let sealed = session.seal(&mut self.ready, &mut bytes, (len, mtu))?;
             let rekey =
                 timers::rekey_on_send(session.agreed.side, session.age(now.mono), session.counter);
-            if via.is_none() {
+            // What the network may lose for its length is no sign of life.
+            if peer.endpoint == Some(path) && cut == Cut::Allowed {
                 peer.due.keepalive = None;
                 peer.due.persistent = peer.keepalive.map(|interval| now.mono + interval);
+            }
+            if via.is_none() {
                 peer.due.reply.get_or_insert(now.mono + NO_REPLY_TIMEOUT);
             }
             Some((path, sealed, rekey))

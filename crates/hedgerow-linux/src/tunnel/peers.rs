@@ -12,7 +12,7 @@ use hedgerow_model::statement::X25519Public;
 
 use super::core::PEERS_MAX;
 use super::limits::cookie_is_fresh;
-use super::mac::{Cookie, MacKeys};
+use super::mac::Cookie;
 use super::noise::{Initiator, Timestamp};
 use super::parted::Parted;
 use super::session::Session;
@@ -29,7 +29,6 @@ const WANTED_FOR: Duration = Duration::from_secs(10);
 /// A peer's key with what is remembered about it.
 pub(super) struct RemoteKey {
     pub(super) public: X25519Public,
-    pub(super) macs: MacKeys,
     /// Mixed into handshakes under this key.
     pub(super) psk: Option<PresharedKey>,
     /// What was mixed in before, until a session lives under `psk`: the peer may not have it yet.
@@ -81,7 +80,6 @@ impl RemoteKey {
     fn new(public: X25519Public, psk: Option<PresharedKey>) -> Self {
         Self {
             public,
-            macs: MacKeys::of(&public),
             psk,
             former_psk: None,
             agreed: Vec::new(),
@@ -296,7 +294,8 @@ pub(super) struct Peer {
     pub(super) keepalive: Option<Duration>,
     pub(super) sessions: Sessions,
     pub(super) handshake: Option<Box<Handshake>>,
-    pub(super) last_mac: Option<SentMac>,
+    /// Until the handshake is complete.
+    pub(super) last_mac: Option<Box<SentMac>>,
     pub(super) waiting: Queue,
     pub(super) due: Due,
     /// When the table of timers looks at this peer next.

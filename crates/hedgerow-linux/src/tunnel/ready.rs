@@ -10,7 +10,7 @@ use aws_lc_rs::aead::{CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use aws_lc_rs::error::Unspecified;
 
 /// Keys kept ready in each direction. Two sessions with the same place take turns: each makes its key anew.
-pub(super) const READY_MAX: usize = 64;
+pub(super) const READY_MAX: usize = 32;
 
 type Places<K> = Box<[Option<(u32, K)>; READY_MAX]>;
 

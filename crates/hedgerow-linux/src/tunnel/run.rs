@@ -33,8 +33,8 @@ const COST_RUNS: usize = 3;
 pub(super) fn start(
     config: TunnelConfig,
     reports: Box<dyn Reports>,
-    commands: SyncSender<Command>,
-    receiver: Channel<Command>,
+    commands: SyncSender<Box<Command>>,
+    receiver: Channel<Box<Command>>,
 ) -> Result<TunnelHandle, StartError> {
     if !(1280..=super::MTU_MAX).contains(&config.mtu) {
         return Err(StartError::Mtu { mtu: config.mtu });
@@ -120,7 +120,7 @@ struct Loop {
     tun: Tun,
     udp: Arc<Udp>,
     bell: Arc<OwnedFd>,
-    commands: Channel<Command>,
+    commands: Channel<Box<Command>>,
     sender: Sender,
     receiver: Receiver,
     outbox: Outbox,
@@ -221,7 +221,7 @@ impl Loop {
         let rung = rustix::io::read(&self.bell, &mut [0; 8]);
         tracing::trace!(?rung, "commands");
         for _ in 0..COMMANDS_PER_ROUND {
-            match self.commands.try_recv() {
+            match self.commands.try_recv().map(|command| *command) {
                 Ok(Command::Shutdown) => return Next::Stop,
                 Ok(command) => self.core.handle_command(command, now),
                 Err(_) => return Next::Go,

@@ -72,6 +72,21 @@ fn tunnel_messages_of_agents_are_handed_up_and_never_delivered() {
 }
 
 #[test]
+fn tunnel_an_answer_by_the_path_in_use_is_a_keepalive() {
+    let (mut a, mut b) = reporting_pair();
+    pass(&mut a, &mut b, 2..30);
+    for (second, via, keepalives) in [(30, a.at, 0), (60, Node::new(7).at, 1)] {
+        a.tell(say(&b, None, b"probe"), at(second));
+        pump(&mut a, &mut b, at(second));
+        b.tell(say(&a, Some(via.into()), b"reply"), at(second + 1));
+        b.sent.clear();
+        b.timeout(at(second + 11));
+        assert_eq!(b.sent.len(), keepalives, "{via:?}");
+        b.sent.clear();
+    }
+}
+
+#[test]
 fn tunnel_a_probe_by_another_path_moves_nothing_and_packets_from_there_are_reported() {
     let (mut a, mut b) = reporting_pair();
     let other = a.at;
