@@ -167,7 +167,8 @@ pub(crate) struct Items {
     is_relay: bool,
     held: BTreeMap<ItemKey, Held>,
     by_hash: BTreeMap<Digest, ItemKey>,
-    sources: BTreeMap<DeviceId, Source>,
+    /// In boxes: a third of the places in a map are empty.
+    sources: BTreeMap<DeviceId, Box<Source>>,
     /// When a digest went to a peer or came from it.
     greeted: BTreeMap<DeviceId, Mono>,
     /// Where the next digest among relays begins.
@@ -231,7 +232,7 @@ impl Items {
         let source = self
             .sources
             .entry(device)
-            .or_insert_with(|| Source::new(now));
+            .or_insert_with(|| Box::new(Source::new(now)));
         source.is_relay = is_relay;
         let fresh = self
             .greeted

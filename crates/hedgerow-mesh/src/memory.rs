@@ -92,7 +92,8 @@ impl Memory {
 /// All records, found by device, address and use.
 #[derive(Default)]
 pub(crate) struct Memories {
-    by_device: BTreeMap<DeviceId, (Memory, u64)>,
+    /// In boxes: a third of the places in a map are empty.
+    by_device: BTreeMap<DeviceId, Box<(Memory, u64)>>,
     by_address: BTreeMap<Overlay, DeviceId>,
     by_use: BTreeSet<(u64, DeviceId)>,
     uses: u64,
@@ -105,7 +106,7 @@ impl Memories {
     }
 
     pub(crate) fn get(&self, device: DeviceId) -> Option<&Memory> {
-        self.by_device.get(&device).map(|(memory, _)| memory)
+        self.by_device.get(&device).map(|kept| &kept.0)
     }
 
     pub(crate) fn by_address(&self, address: Overlay) -> Option<&Memory> {
@@ -136,15 +137,17 @@ impl Memories {
         for address in memory.addresses.iter() {
             self.by_address.insert(address, device);
         }
-        self.by_device.insert(device, (memory, self.uses));
+        let kept = Box::new((memory, self.uses));
+        self.by_device.insert(device, kept);
         oldest
     }
 
     /// Removes a record; returns whether there was one.
     pub(crate) fn remove(&mut self, device: DeviceId) -> bool {
-        let Some((memory, used)) = self.by_device.remove(&device) else {
+        let Some(kept) = self.by_device.remove(&device) else {
             return false;
         };
+        let (memory, used) = *kept;
         self.by_use.remove(&(used, device));
         for address in memory.addresses.iter() {
             if self.by_address.get(&address) == Some(&device) {

@@ -310,7 +310,8 @@ impl Common {
 /// The paths to all peers with a session.
 pub struct Paths {
     common: Common,
-    peers: BTreeMap<DeviceId, Peer>,
+    /// In boxes: a third of the places in a map are empty.
+    peers: BTreeMap<DeviceId, Box<Peer>>,
     timers: Timers<DeviceId>,
 }
 
@@ -376,7 +377,7 @@ impl Paths {
     /// A handshake with a peer is complete; its packets go by `path`.
     pub fn handle_established(&mut self, device: DeviceId, path: Path, now: Mono) {
         let peer = self.peers.entry(device);
-        let peer = peer.or_insert_with(|| Peer::new(device, path, now));
+        let peer = peer.or_insert_with(|| Box::new(Peer::new(device, path, now)));
         peer.established(path, &mut self.common, now);
         self.plan(device);
     }
@@ -500,17 +501,19 @@ impl Paths {
 
     /// Returns the path in use and its round trip, when one was measured.
     pub fn in_use(&self, device: DeviceId) -> Option<(Path, Option<Duration>)> {
-        self.peers.get(&device).map(Peer::in_use)
+        self.peers.get(&device).map(|peer| peer.in_use())
     }
 
     /// Returns whether a session lives and nothing says that its path is dead.
     pub fn answers(&self, device: DeviceId) -> bool {
-        self.peers.get(&device).is_some_and(Peer::answers)
+        self.peers.get(&device).is_some_and(|peer| peer.answers())
     }
 
     /// Returns whether one of the two is a relay and a straight path between them answers.
     pub fn is_straight(&self, device: DeviceId) -> bool {
-        self.peers.get(&device).is_some_and(Peer::is_straight)
+        self.peers
+            .get(&device)
+            .is_some_and(|peer| peer.is_straight())
     }
 
     /// Returns every route to a peer.

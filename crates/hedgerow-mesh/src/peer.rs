@@ -53,7 +53,8 @@ pub(crate) struct Peer {
 /// All peers. At most [`crate::PEERS_MAX`]; the machine makes room before it inserts.
 #[derive(Default)]
 pub(crate) struct Peers {
-    by_device: BTreeMap<DeviceId, Peer>,
+    /// In boxes: a third of the places in a map are empty.
+    by_device: BTreeMap<DeviceId, Box<Peer>>,
     by_address: BTreeMap<Overlay, DeviceId>,
     by_key: BTreeMap<X25519Public, DeviceId>,
     by_idleness: BTreeSet<(Mono, DeviceId)>,
@@ -65,15 +66,16 @@ impl Peers {
     }
 
     pub(crate) fn get(&self, device: DeviceId) -> Option<&Peer> {
-        self.by_device.get(&device)
+        self.by_device.get(&device).map(Box::as_ref)
     }
 
     pub(crate) fn get_mut(&mut self, device: DeviceId) -> Option<&mut Peer> {
-        self.by_device.get_mut(&device)
+        self.by_device.get_mut(&device).map(Box::as_mut)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DeviceId, &Peer)> {
-        self.by_device.iter().map(|(device, peer)| (*device, peer))
+        let peers = self.by_device.iter();
+        peers.map(|(device, peer)| (*device, peer.as_ref()))
     }
 
     pub(crate) fn at_address(&self, address: Overlay) -> Option<DeviceId> {
@@ -96,7 +98,7 @@ impl Peers {
         }
         self.by_idleness
             .extend(peer.idle_since.map(|since| (since, device)));
-        self.by_device.insert(device, peer);
+        self.by_device.insert(device, Box::new(peer));
     }
 
     /// Notes since when no session lives with a peer; none: one does.
@@ -122,7 +124,7 @@ impl Peers {
         if let Some((key, _)) = peer.old_key {
             self.by_key.remove(&key);
         }
-        Some(peer)
+        Some(*peer)
     }
 
     /// Returns whether nobody knows where a peer is: no session lives, and none ever did.

@@ -189,7 +189,8 @@ pub struct PskStatus {
 pub(crate) struct Exchanges {
     mode: PostQuantum,
     own: Option<(DeviceId, X25519Public)>,
-    peers: BTreeMap<DeviceId, Peer>,
+    /// In boxes: a third of the places in a map are empty.
+    peers: BTreeMap<DeviceId, Box<Peer>>,
     /// Answers waiting for their end, the oldest first.
     waiting: VecDeque<DeviceId>,
     timers: Timers<Timer>,
@@ -249,7 +250,7 @@ impl Exchanges {
                     answering: None,
                     bucket: Bucket::full(PER_PEER, now),
                 };
-                self.peers.insert(device, peer);
+                self.peers.insert(device, Box::new(peer));
             }
         }
     }

@@ -1,13 +1,28 @@
 //! Deadlines by key: one per key, the earliest found at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use hedgerow_model::Mono;
 
 /// A set of timers. As large as the tables whose entries it times.
 pub(crate) struct Timers<K> {
-    by_key: BTreeMap<K, Mono>,
-    by_time: BTreeSet<(Mono, K)>,
+    by_key: BTreeMap<K, Nanos>,
+    by_time: BTreeSet<(Nanos, K)>,
+}
+
+/// A moment in half the room: each peer has several timers, each of which is kept twice. The last one is never.
+type Nanos = u64;
+
+fn nanos(at: Mono) -> Nanos {
+    Nanos::try_from(at.0.as_nanos()).unwrap_or(Nanos::MAX)
+}
+
+fn mono(at: Nanos) -> Mono {
+    match at {
+        Nanos::MAX => Mono::NEVER,
+        at => Mono(Duration::from_nanos(at)),
+    }
 }
 
 impl<K: Copy + Ord> Timers<K> {
@@ -19,6 +34,7 @@ impl<K: Copy + Ord> Timers<K> {
     }
 
     pub(crate) fn set(&mut self, key: K, at: Mono) {
+        let at = nanos(at);
         if let Some(old) = self.by_key.insert(key, at) {
             self.by_time.remove(&(old, key));
         }
@@ -36,7 +52,7 @@ impl<K: Copy + Ord> Timers<K> {
     }
 
     pub(crate) fn first(&self) -> Option<(Mono, K)> {
-        self.by_time.first().copied()
+        self.by_time.first().map(|(at, key)| (mono(*at), *key))
     }
 
     /// Takes one timer that is due.
@@ -69,5 +85,7 @@ mod tests {
             (timers.due(at(4)), timers.due(at(4)), timers.due(at(9))),
             (Some('a'), Some('b'), None)
         );
+        timers.set('c', Mono::NEVER);
+        assert_eq!(timers.first(), Some((Mono::NEVER, 'c')));
     }
 }
