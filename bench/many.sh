@@ -35,7 +35,9 @@ tunnel 0; settled; r0=$(stat VmRSS); kill "$P"; wait "$P" 2>/dev/null || true
 t0=$(date +%s%N); tunnel "$N"; t1=$(date +%s%N)
 settled; r1=$(stat VmRSS); a1=$(stat RssAnon); th=$(stat Threads)
 c0=$(cpu); sleep 3; c1=$(cpu)
-s=$("$STORM" run "$N" "$RUN" hgl 10.90.0.2 51820); c2=$(cpu)
+TIMEFORMAT='%U %S' # the client has one thread: near the whole time, it is what the storm waits for
+{ time s=$("$STORM" run "$N" "$RUN" hgl 10.90.0.2 51820); } 2>"$RUN/client"; c2=$(cpu)
+client=$(tail -1 "$RUN/client")
 settled; r2=$(stat VmRSS); c3=$(cpu); sleep 5; c4=$(cpu)
 calc() { python3 -c "print(round($1, 2))"; }
-echo "{\"peer\":\"hedgerow\",\"figure\":\"many\",\"peers\":$N,\"config_ms\":$(((t1 - t0) / 1000000)),\"rss_empty_kib\":$r0,\"rss_configured_kib\":$r1,\"anon_configured_kib\":$a1,\"rss_live_kib\":$r2,\"threads\":$th,\"kib_per_live\":$(calc "($r2-$r0)/$N"),\"idle_cpu_pct\":$(calc "($c1-$c0)/3*100"),\"live_idle_cpu_pct\":$(calc "($c4-$c3)/5*100"),\"storm_daemon_cpu_s\":$(calc "$c2-$c1"),\"storm\":$s}"
+echo "{\"peer\":\"hedgerow\",\"figure\":\"many\",\"peers\":$N,\"config_ms\":$(((t1 - t0) / 1000000)),\"rss_empty_kib\":$r0,\"rss_configured_kib\":$r1,\"anon_configured_kib\":$a1,\"rss_live_kib\":$r2,\"threads\":$th,\"kib_per_live\":$(calc "($r2-$r0)/$N"),\"idle_cpu_pct\":$(calc "($c1-$c0)/3*100"),\"live_idle_cpu_pct\":$(calc "($c4-$c3)/5*100"),\"storm_daemon_cpu_s\":$(calc "$c2-$c1"),\"storm_client_cpu_s\":$(calc "${client/ /+}"),\"storm\":$s}"
