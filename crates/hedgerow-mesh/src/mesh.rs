@@ -202,6 +202,8 @@ pub struct Mesh {
     /// Devices to introduce ourselves to when somebody says where they are.
     wanted_devices: BTreeSet<DeviceId>,
     ways: Ways,
+    /// Of the relays that the client knows, and of no other.
+    relay_tickets: BTreeMap<DeviceId, Verified<Ticket>>,
     links: Links,
     timers: Timers<Timer>,
     budgets: Budgets,
@@ -232,6 +234,7 @@ impl Mesh {
             revoked_keys: RevokedKeys::default(),
             wanted_devices: BTreeSet::new(),
             ways,
+            relay_tickets: BTreeMap::new(),
             links,
             timers: Timers::new(),
             budgets,

@@ -9,6 +9,7 @@ use hedgerow_model::path::Path;
 
 use super::faults::Disk;
 use super::figures::Stream;
+use super::hostile::Hostility;
 use super::network;
 use super::packet::Packet;
 use super::plant::Flow;
@@ -392,6 +393,15 @@ impl World {
             return "is not there".to_owned();
         };
         let live = n.endpoints(self.now);
+        let home: Vec<(Option<usize>, Option<Hostility>)> = n
+            .home
+            .iter()
+            .map(|relay| {
+                let number = self.numbers.get(relay).copied();
+                let member = number.and_then(|n| self.plant.members.get(n));
+                (number, member.and_then(|m| m.hostility))
+            })
+            .collect();
         let routes = id.map(|id| n.routes(id)).unwrap_or_default();
         let routes: Vec<String> = routes
             .iter()
@@ -406,15 +416,15 @@ impl World {
         };
         let peer = status.peers.iter().find(|p| Some(p.device) == id);
         format!(
-            "(started {} times, {} relays, {place:?}, routes {:?}) holds {:?}, session at {:?}, asks {}, answers {}, refused {:?}",
+            "(started {} times, relays {home:?}, {place:?}, routes {:?}) holds {:?}, session at {:?}, asks {}, answers {}, refused {:?}, relays refused {:?}",
             n.boots,
-            n.home.len(),
             routes,
             peer.map(|p| (p.endpoint, p.in_session)),
             id.and_then(|id| live.get(&id)),
             status.asking,
             status.answering,
             status.refused,
+            n.relays_refused(),
         )
     }
 }

@@ -620,6 +620,13 @@ impl Node {
         life.map(|l| l.mesh.routes(device)).unwrap_or_default()
     }
 
+    /// Returns what relays answered to wishes that they did not fulfil.
+    pub(super) fn relays_refused(&self) -> BTreeMap<hedgerow_mesh::relay::Verdict, u64> {
+        let life = self.life.as_ref();
+        life.map(|l| l.mesh.relay_status().refused)
+            .unwrap_or_default()
+    }
+
     pub(super) fn is_strict(&self) -> bool {
         self.secrecy == Secrecy::PostQuantum
     }

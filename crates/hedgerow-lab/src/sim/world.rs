@@ -94,6 +94,8 @@ pub(super) struct World {
     pub(super) domain: Domain,
     pub(super) network: Network,
     broken: Option<Broken>,
+    /// Of so many introductions one is watched for what it moves.
+    watched_every: u64,
     pub(super) nodes: Vec<Node>,
     pub(super) numbers: BTreeMap<DeviceId, usize>,
     pub(super) controller: Controller,
@@ -142,6 +144,7 @@ impl World {
         let mut world = Self {
             network: Network::new(&plant, random.fork()),
             broken: shape.broken,
+            watched_every: u64::try_from(shape.nodes / 64)?.max(1),
             plant,
             domain,
             nodes,
@@ -269,7 +272,9 @@ impl World {
         let Some(n) = self.nodes.get_mut(node).filter(|n| n.is_alive()) else {
             return Ok(());
         };
-        let before = is_introduction.then(|| n.endpoints(self.now));
+        // Where there are many, some are looked at: each look lists all peers.
+        let is_watched = is_introduction && self.outcome.events.is_multiple_of(self.watched_every);
+        let before = is_watched.then(|| n.endpoints(self.now));
         let effect = n.handle_datagram(flight.src, flight.bytes, self.now);
         // What the tunnel reports of the same datagram comes first: whose session it proves.
         self.settle(node)?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hedgerow_identity::Verified;
 use hedgerow_model::Mono;
 use hedgerow_model::address::{Prefix, Underlay};
 use hedgerow_model::id::DeviceId;
@@ -127,6 +128,11 @@ impl Mesh {
         self.drain_ways(view);
     }
 
+    /// Returns what is known of relays, and what they refused.
+    pub fn relay_status(&self) -> relay::ClientStatus {
+        self.ways.client.status()
+    }
+
     /// Returns where this device may be reached, as peers are told.
     pub fn own_candidates(&self) -> Vec<Underlay> {
         self.ways.paths.own_candidates()
@@ -197,7 +203,7 @@ impl Mesh {
     }
 
     /// Notes what a verified ticket says about relaying.
-    pub(super) fn note_relay(&mut self, ticket: &Ticket, view: View<'_>) {
+    pub(super) fn note_relay(&mut self, ticket: &Verified<Ticket>, view: View<'_>) {
         let Some(own) = &self.own else {
             return;
         };
@@ -209,9 +215,17 @@ impl Mesh {
         if is_relay(ticket) && view.standing.state(device).is_none() {
             let same_site = ticket.site == own.identity.ticket.site;
             client.handle_relay(device, same_site, now);
+            if client.knows(device) {
+                self.relay_tickets.insert(device, ticket.clone());
+            }
         } else if client.knows(device) {
-            client.handle_relay_forgotten(device, now);
+            self.forget_relay(device, now);
         }
+    }
+
+    fn forget_relay(&mut self, device: DeviceId, now: Mono) {
+        self.relay_tickets.remove(&device);
+        self.ways.client.handle_relay_forgotten(device, now);
     }
 
     /// A session with a peer began, or went on under new keys.
@@ -287,9 +301,15 @@ impl Mesh {
         }
         let known: Vec<DeviceId> = self.ways.client.known().collect();
         for device in known {
-            if view.standing.state(device).is_some() || self.memories.get(device).is_none() {
-                let now = view.now.mono;
-                self.ways.client.handle_relay_forgotten(device, now);
+            // One that was never met stays with its ticket: forgotten, it would be named anew and tried as if it
+            // had not failed all along.
+            let ticket = self.relay_tickets.get(&device);
+            let holds = ticket.is_some_and(|ticket| {
+                let recheck = view.trust.recheck_ticket(ticket, view.standing, view.now);
+                recheck.is_ok() && view.standing.state(device).is_none()
+            });
+            if !holds {
+                self.forget_relay(device, view.now.mono);
             }
         }
         self.drain_ways(view);
@@ -524,10 +544,13 @@ impl Mesh {
     fn server_output(&mut self, output: ServerOutput, view: View<'_>) {
         match output {
             ServerOutput::Say { device, bytes } => {
-                // Another relay, with which no tunnel is kept: it gets one, and is told then.
-                let is_relay = self.ways.client.knows(device);
-                if is_relay && self.ways.paths.in_use(device).is_none() {
+                let has_tunnel = self.ways.paths.in_use(device).is_some();
+                if !has_tunnel && self.ways.client.knows(device) {
+                    // Another relay, with which no tunnel is kept: it gets one, and is told then.
                     self.ask_relay(device, view);
+                } else if !has_tunnel && self.ways.server.asks(device) {
+                    // A guest names a relay that nobody named here. The guest asks again, and by then it is known.
+                    self.look_up(PeerQuery::Device(device), view);
                 } else {
                     self.say(device, None, bytes, false);
                 }

@@ -213,6 +213,11 @@ impl Server {
         self.pending.get(&number).is_some_and(|p| p.relay == device)
     }
 
+    /// Returns whether a wish waits for another relay's answer.
+    pub(crate) fn asks(&self, relay: DeviceId) -> bool {
+        self.pending.values().any(|p| p.relay == relay)
+    }
+
     /// Returns whether a session is one that this relay passes on for the device.
     pub(crate) fn owns(&self, device: DeviceId, session: RelaySession) -> bool {
         self.owner(session) == Some(device)

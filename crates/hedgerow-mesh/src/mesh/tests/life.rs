@@ -1,8 +1,11 @@
 //! What honest devices live through.
 
+use hedgerow_model::message::{self, MessageKind};
+
 use super::super::*;
 use super::world::*;
 use crate::output::Output;
+use crate::relay::{Connect, RelayMessage};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -294,12 +297,7 @@ fn an_answer_brings_the_newer_ticket() {
 #[test]
 fn a_spare_relay_that_does_not_answer_is_asked_twice_and_not_five_times() {
     let mut world = World::new(31, 3);
-    for relay in [1, 2] {
-        world.nodes[relay].device.body.labels = "relay=yes".parse().unwrap();
-        let World { domain, nodes, .. } = &mut world;
-        nodes[relay].device.sign(domain);
-        world.renew(relay);
-    }
+    make_relays(&mut world, &[1, 2]);
     // The second keeps silent.
     let silent = world.nodes[2].at;
     let asker = world.id(0);
@@ -327,6 +325,66 @@ fn a_spare_relay_that_does_not_answer_is_asked_twice_and_not_five_times() {
     });
     world.run(SECOND * 60);
     assert!(to_silent(&world) >= 2 + 5, "{}", to_silent(&world));
+}
+
+/// Makes relays of some nodes.
+fn make_relays(world: &mut World, relays: &[usize]) {
+    for relay in relays {
+        world.nodes[*relay].device.body.labels = "relay=yes".parse().unwrap();
+        let World { domain, nodes, .. } = &mut *world;
+        nodes[*relay].device.sign(domain);
+        world.renew(*relay);
+    }
+}
+
+#[test]
+fn news_of_others_make_nobody_forget_a_relay_that_was_never_reached() {
+    let mut world = World::new(32, 3);
+    make_relays(&mut world, &[1]);
+    let (asker, relay, other) = (world.id(0), world.id(1), world.id(2));
+    world.nodes[1].denied.insert(asker);
+    world.with(0, |mesh, view| mesh.handle_relays_named(&[relay], view));
+    world.run(SECOND * 60);
+    let known = |world: &World| world.nodes[0].mesh.relay_status().relays.len();
+    assert_eq!(known(&world), 1);
+    for (version, revoked, left) in [(1, vec![other], 1), (2, vec![other, relay], 0)] {
+        let list = world.domain.revocations(version, &revoked, &[]);
+        world.nodes[0].standing.adopt_revocations(list).unwrap();
+        world.with(0, |mesh, view| mesh.handle_standing_changed(view));
+        assert_eq!(known(&world), left, "{version}");
+    }
+}
+
+#[test]
+fn a_relay_looks_for_another_that_only_its_guest_names() {
+    let mut world = World::new(33, 4);
+    make_relays(&mut world, &[0, 2]);
+    world.want(1, 0);
+    world.run(SECOND);
+    world.establish(0, 1);
+    let (guest, named, far) = (world.id(1), world.id(2), world.id(3));
+    let connect = RelayMessage::Connect(Connect {
+        number: 1,
+        destination: far,
+        through: Some(named),
+        origin: None,
+    });
+    let wish = message::encode(MessageKind::Relay, &connect.encode()).unwrap();
+    let from = Path::direct(world.nodes[1].at);
+    assert!(!world.nodes[0].mesh.ways.client.knows(named));
+    let wishes = |world: &mut World| {
+        world.with(0, |mesh, view| {
+            mesh.handle_message(guest, from, &wish, view);
+        });
+        world.run(SECOND);
+    };
+    wishes(&mut world);
+    assert!(
+        world.nodes[0].mesh.ways.client.knows(named),
+        "its ticket says so"
+    );
+    wishes(&mut world);
+    assert!(world.linked(0, 2));
 }
 
 #[test]
