@@ -34,11 +34,22 @@ impl Ready {
     pub(super) fn sender(&mut self, index: u32, key: &[u8; 32]) -> Option<Arc<LessSafeKey>> {
         let place = self.send.get_mut(place(index))?;
         match place {
-            Some((of, key)) if *of == index => Some(Arc::clone(key)),
-            _ => {
-                let key = Arc::new(made(key).ok()?);
-                *place = Some((index, Arc::clone(&key)));
-                Some(key)
+            Some((of, ready)) if *of == index => Some(Arc::clone(ready)),
+            // Made where the other's was: sessions that share a place allocate nothing either, unless a lane
+            // still seals with the other.
+            Some((of, ready)) => {
+                let made = made(key).ok()?;
+                match Arc::get_mut(ready) {
+                    Some(other) => *other = made,
+                    None => *ready = Arc::new(made),
+                }
+                *of = index;
+                Some(Arc::clone(ready))
+            }
+            None => {
+                let ready = Arc::new(made(key).ok()?);
+                *place = Some((index, Arc::clone(&ready)));
+                Some(ready)
             }
         }
     }
@@ -84,6 +95,8 @@ fn made(key: &[u8; 32]) -> Result<LessSafeKey, Unspecified> {
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::aead::{Aad, Nonce};
+
     use super::*;
 
     impl Ready {
@@ -110,7 +123,17 @@ mod tests {
         assert!(Arc::ptr_eq(&one, &ready.sender(7, &[7; 32]).unwrap()));
         let same_place = 7 + u32::try_from(READY_MAX).unwrap();
         let other = ready.sender(same_place, &[8; 32]).unwrap();
-        assert!(!Arc::ptr_eq(&one, &other));
+        assert!(!Arc::ptr_eq(&one, &other), "the one is still in use");
+        let room = Arc::as_ptr(&other);
+        drop(other);
+        let again = ready.sender(7, &[7; 32]).unwrap();
+        assert_eq!(Arc::as_ptr(&again), room, "made in the same room");
+        let text = |key: &LessSafeKey| {
+            let (mut text, nonce) = ([9; 4], Nonce::assume_unique_for_key([0; 12]));
+            let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut text);
+            (text, tag.unwrap().as_ref().to_vec())
+        };
+        assert_eq!(text(&again), text(&one), "and not the other's key");
     }
 
     #[test]
