@@ -273,9 +273,13 @@ pub(crate) async fn run(config: Config) -> Result<End, Failure> {
     // The provider's generator takes tens of milliseconds to begin; only TLS needs it.
     drop(tokio::task::spawn_blocking(entropy::warm));
     let mut notifier = Notifier::from_environment();
+    // What stands in the kernel is read while the state directory is; the state is judged first.
+    let mut table = Table::open(notifier.take(DESCRIPTOR_NAME));
+    if let Ok(table) = &mut table {
+        table.read_ahead();
+    }
     let opened = open(&config)?;
-    let mut table = Table::open(notifier.take(DESCRIPTOR_NAME)).map_err(|e| kernel(&e))?;
-    table.read_ahead();
+    let table = table.map_err(|e| kernel(&e))?;
     let found = table.found();
     let (inputs, mut receiver) = mpsc::channel(INPUTS_MAX);
     let (reports, mut reported) = mpsc::channel(INPUTS_MAX);
