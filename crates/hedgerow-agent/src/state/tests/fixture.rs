@@ -613,7 +613,7 @@ impl Machine {
         }
     }
 
-    fn bind(&mut self, now: Now) {
+    pub(super) fn bind(&mut self, now: Now) {
         let mut key = [self.seed; 32];
         key[0] ^= self.binds;
         self.binds += 1;

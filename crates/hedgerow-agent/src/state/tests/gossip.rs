@@ -140,6 +140,60 @@ fn a_list_that_one_device_takes_from_a_file_cuts_the_revoked_one_off_everywhere(
 }
 
 #[test]
+fn one_key_at_two_places_is_told_of_by_the_peer_that_is_shown_both() {
+    let (domain, mut all) = plant();
+    let device = all[0].id();
+    // A copy of its disk runs elsewhere, and signed its own key first.
+    let twin = all[0].reborn(Stored::default()).0;
+    let holder = std::mem::replace(&mut all[0].state, twin);
+    all[0].state.handle_start(at(50));
+    all[0].run(at(50));
+    let twin = std::mem::replace(&mut all[0].state, holder);
+    all[0].bind(at(100));
+    wait(&mut all, 100, 140);
+    let disputed = |machine: &mut Machine| {
+        let events = machine.events();
+        events
+            .iter()
+            .filter(|k| **k == EventKind::KeyDisputed)
+            .count()
+    };
+    assert_eq!(disputed(&mut all[1]), 0, "a new key is no dispute");
+    let established = Report::Established {
+        device,
+        endpoint: place(0),
+        psk: false,
+    };
+    all[1].state.handle_report(established, at(140));
+    carry(&mut all, at(140));
+
+    all[0].state = twin;
+    all[0].state.handle_uplink_up(at(150));
+    let set = [domain.config(2), domain.program(2, POLICY, &all[0])];
+    all[0].adopt(&domain, 2, set);
+    let dst = Overlay(all[1].body.addresses.v6.into());
+    let peer = ResolvedPeer {
+        ticket: all[1].ticket.clone(),
+        endpoints: vec![place(1).to],
+        relays: None,
+        own_relays: None,
+    };
+    for round in 0..6 {
+        let from = 150 + 60 * round;
+        all[0].state.handle_report(Report::Wanted { dst }, at(from));
+        all[0].run(at(from));
+        for id in std::mem::take(&mut all[0].asked) {
+            all[0]
+                .state
+                .handle_resolved(id, Some(peer.clone()), at(from));
+        }
+        wait(&mut all, from, from + 59);
+    }
+    assert_eq!(disputed(&mut all[1]), 1, "once an hour");
+    assert_eq!(disputed(&mut all[2]), 0, "nobody showed it anything");
+}
+
+#[test]
 fn an_old_beacon_that_a_peer_passes_on_is_past_and_not_the_time_of_day() {
     let (domain, mut all) = plant();
     let an_hour_ago = at(20).wall.secs() - 3600;
