@@ -402,16 +402,17 @@ impl State {
         self.held = Some(reason);
     }
 
-    /// Takes a beacon; one that does not hold is refused and said.
+    /// Takes the controller's beacon; one that does not hold is refused and said. Returns what time it is
+    /// by the latest, also where a peer passed that one on before: it could not tell how old it was.
     pub(crate) fn handle_beacon(&mut self, bytes: &[u8], now: Now) -> Option<u64> {
         match self.world.trust.verify_beacon(bytes, &self.world.standing) {
             Ok(beacon) => {
                 let secs = beacon.issued_secs;
-                let is_news = self.world.standing.adopt_beacon(beacon);
-                if is_news {
+                if self.world.standing.adopt_beacon(beacon) {
                     self.share_item(ItemKind::Beacon, bytes, now);
                 }
-                is_news.then_some(secs)
+                let latest = self.world.standing.beacon().map(|b| b.issued_secs);
+                (latest == Some(secs)).then_some(secs)
             }
             Err(refused) => {
                 self.refuse(now, None, &refused.to_string(), refused.reason());

@@ -205,6 +205,8 @@ fn an_old_beacon_that_a_peer_passes_on_is_past_and_not_the_time_of_day() {
     wait(&mut all, 20, 24);
     assert_eq!(all[1].past, [Wall::from_secs(an_hour_ago)]);
     assert_eq!(all[0].past, [], "the controller says what time it is");
+    let said = all[1].state.handle_beacon(&beacon, at(25));
+    assert_eq!(said, Some(an_hour_ago), "now it says so to this one too");
     // It says so once, and an older one is no news at all.
     let before = domain.beacon(an_hour_ago - 3600);
     assert_eq!(all[0].state.handle_beacon(&before, at(30)), None);
