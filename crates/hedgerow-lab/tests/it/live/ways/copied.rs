@@ -6,11 +6,15 @@ use anyhow::{Context as _, Result, ensure};
 use hedgerow_lab::{clock, process};
 
 use super::super::device::Device;
-use super::super::plot::{POLICY, Plot};
+use super::super::plot::{Monotonic, POLICY, Plot, set_clock};
 use super::join;
 
 /// How long both fight for the one peer that they have.
 const FIGHT: Duration = Duration::from_secs(10);
+/// How long their peer may take to be sure that there are two.
+const NOTICED: Duration = Duration::from_secs(240);
+/// How far ahead a clock is, in seconds; peers bear more.
+const AHEAD: i64 = 120;
 /// Handshakes of one peer in that time: an honest one makes two, its key and its pre-shared key.
 const HANDSHAKES_MAX: u64 = 60;
 /// Events of one peer in that time.
@@ -30,14 +34,7 @@ fn a_copied_disk_gets_no_more_than_the_device_is_seen_and_goes_with_it() -> Resu
     let before = handshakes(&right)?;
 
     // The copy is started elsewhere, with what the policy grants and nothing else.
-    let twin = plot.device("twin", "s1", 12)?;
-    let [from, to] = [&left, &twin].map(|d| d.directory.join("state"));
-    process::run(&[
-        "cp",
-        "--archive",
-        &from.to_string_lossy(),
-        &to.to_string_lossy(),
-    ])?;
+    let twin = copy(&plot, &left)?;
     twin.start()?;
     let held = plot.event("key_copied", |e| e["device_name"] == "left.s1")?;
     ensure!(
@@ -76,6 +73,63 @@ fn a_copied_disk_gets_no_more_than_the_device_is_seen_and_goes_with_it() -> Resu
     }
     ensure!(right.peer("left")?.is_none(), "it is still a peer");
     Ok(())
+}
+
+#[test]
+fn a_copied_disk_is_noticed_by_its_peers_while_no_controller_is_there() -> Result<()> {
+    let plot = Plot::open("disputed")?;
+    plot.apply(POLICY)?;
+    let left = plot.device("left", "s1", 11)?;
+    let right = plot.device("right", "s2", 11)?;
+    join(&plot, &left, "s1", "role=left")?;
+    join(&plot, &right, "s2", "role=right")?;
+    right.serve()?;
+    let target = right.overlay(6)?;
+    left.wait_reaches(&target, 9000)?;
+    let id = left.status()?["device"]["id"].clone();
+
+    plot.kill_central()?;
+    let mut twin = copy(&plot, &left)?;
+    // Whichever of the two starts last has the newer key, but for one whose clock is ahead.
+    let file = plot.lab.path("clock-twin")?;
+    set_clock(&file, AHEAD)?;
+    twin.own_clock(file, Monotonic::Stays);
+    twin.start()?;
+    twin.wait_reaches(&target, 9000)?;
+    left.kill()?;
+    left.wait_ready()?;
+    clock::wait_for("right to see one key at two places", NOTICED, || {
+        for device in [&left, &twin] {
+            // Both want it; who of them is heard changes.
+            let _reached = device.reaches(&target, 9000)?;
+        }
+        let said = right.logged()?.contains("one key at two places");
+        Ok(said.then_some(()))
+    })?;
+    plot.revive_central()?;
+    let disputed = plot.event("key_disputed", |e| e["device_name"] == "right.s2")?;
+    ensure!(
+        disputed["peer"] == id,
+        "it does not name the device: {disputed}"
+    );
+    let text = disputed.to_string();
+    for place in ["10.77.1.11", "10.77.1.12"] {
+        ensure!(text.contains(place), "it does not say where: {disputed}");
+    }
+    Ok(())
+}
+
+/// Plugs a machine in that has a copy of a device's disk.
+fn copy<'p>(plot: &'p Plot, device: &Device<'_>) -> Result<Device<'p>> {
+    let twin = plot.device("twin", "s1", 12)?;
+    let [from, to] = [device, &twin].map(|d| d.directory.join("state"));
+    process::run(&[
+        "cp",
+        "--archive",
+        &from.to_string_lossy(),
+        &to.to_string_lossy(),
+    ])?;
+    Ok(twin)
 }
 
 fn handshakes(device: &Device<'_>) -> Result<u64> {
