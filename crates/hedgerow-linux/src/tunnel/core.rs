@@ -18,7 +18,7 @@ use super::inner::{self, Inner};
 use super::limits::Limits;
 use super::message::{self, HEADER_BYTES, Message, TAG_BYTES};
 use super::noise::LocalKey;
-use super::peers::{Peer, Peers};
+use super::peers::{Peer, Peers, Sessions};
 use super::ready::Ready;
 use super::relay::{self, Relay};
 use super::session::{Side, Unopened};
@@ -592,6 +592,9 @@ impl Core {
         let text = datagram.get(HEADER_BYTES..HEADER_BYTES + len)?;
         let is_message = hedgerow_model::message::is_message(text);
         self.note_authentic(place, (receiver, is_message), from, now);
+        let sessions = self.peers.get_mut(place).map(|p| &mut p.sessions);
+        let left = sessions.map(Sessions::drop_left).unwrap_or_default();
+        self.free_sessions(left);
         if timers::rekey_on_receive(side, age) {
             self.begin_handshake(place, now);
         }
@@ -752,6 +755,10 @@ impl Core {
             peer.due.keepalive = None;
             self.report(Report::Idle { device });
         }
+        self.free_sessions(ended);
+    }
+
+    fn free_sessions(&mut self, ended: Vec<u32>) {
         for index in ended {
             self.ready.forget(index);
             self.peers.free_index(index);

@@ -124,8 +124,9 @@ impl Lanes {
             },
         };
         let shared = Arc::new(Shared::default());
-        // As many as there are buffers: giving back never waits.
-        let (give, back) = sync_channel(Pool::CAPACITY);
+        // As many as there are buffers: giving back never waits. Without lanes nothing is given.
+        let room = if count == 0 { 1 } else { Pool::CAPACITY };
+        let (give, back) = sync_channel(room);
         let start = |n: usize| {
             let (jobs, work) = sync_channel(JOBS_MAX);
             let (udp, bell, shared) = (Arc::clone(udp), Arc::clone(bell), Arc::clone(&shared));

@@ -247,6 +247,16 @@ impl Sessions {
             .collect()
     }
 
+    /// Drops those that the peer has left for the one in use; returns their indexes.
+    pub(super) fn drop_left(&mut self) -> Vec<u32> {
+        let Some(current) = self.current.as_deref() else {
+            return Vec::new();
+        };
+        let left = |slot: &mut Option<Box<Session>>| slot.take_if(|s| current.has_replaced(s));
+        let gone = self.previous.iter_mut().filter_map(left);
+        gone.map(|s| s.agreed.own_index).collect()
+    }
+
     fn slots(&mut self) -> impl Iterator<Item = &mut Option<Box<Session>>> {
         let [newer, older] = &mut self.previous;
         [&mut self.current, &mut self.next, newer, older].into_iter()

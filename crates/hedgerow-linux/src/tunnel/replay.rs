@@ -15,10 +15,15 @@ pub struct ReplayWindow {
     /// One more than the highest counter seen; 0 before the first.
     next: u64,
     /// A power of two of them, and all of [`WORDS`] before the first is used again.
-    words: Vec<u64>,
+    words: Box<[u64]>,
 }
 
 impl ReplayWindow {
+    /// Returns whether nothing was accepted yet.
+    pub fn is_unused(&self) -> bool {
+        self.next == 0
+    }
+
     /// Returns whether `counter` is new. Asked before the costly authentication.
     pub fn is_new(&self, counter: u64) -> bool {
         if counter >= self.next {
@@ -71,8 +76,11 @@ impl ReplayWindow {
         let words = usize::try_from(block.saturating_add(1)).unwrap_or(WORDS);
         let words = words.min(WORDS).next_power_of_two().max(WORDS_MIN);
         if words > had {
-            self.words.reserve_exact(words - had);
-            self.words.resize(words, 0);
+            let mut more = vec![0; words].into_boxed_slice();
+            if let Some(marked) = more.get_mut(..had) {
+                marked.copy_from_slice(&self.words);
+            }
+            self.words = more;
         }
     }
 
@@ -122,11 +130,11 @@ mod tests {
         let mut window = ReplayWindow::default();
         let mut took = |counter| {
             window.accept(counter);
-            window.words.capacity()
+            window.words.len()
         };
         assert_eq!([0, 127, 128, 300].map(&mut took), [2, 2, 4, 8]);
         assert_eq!([5_000, u64::MAX - 1].map(&mut took), [WORDS; 2]);
-        assert_eq!(ReplayWindow::default().words.capacity(), 0);
+        assert_eq!(ReplayWindow::default().words.len(), 0);
     }
 
     proptest! {

@@ -29,6 +29,9 @@ pub const REKEY_JITTER_MS_MAX: u64 = 333;
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after sent data that means the session is dead.
 pub const NO_REPLY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long after the last message in a session one in its successor shows that the peer has left it: above what
+/// the network holds a packet back.
+pub const LEFT_AFTER: Duration = Duration::from_secs(10);
 /// Shortest interval of [`super::PeerConfig::keepalive`]; a shorter one is raised to it.
 pub const PERSISTENT_KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 /// Time between two initiations of one peer; earlier ones are dropped and counted.

@@ -629,3 +629,42 @@ fn tunnel_ended_sessions_and_removed_peers_leave_no_key_ready() {
     pass(&mut a, &mut b, 3..400);
     assert_eq!(b.core.ready.count(), (0, 0));
 }
+
+#[test]
+fn tunnel_a_session_ends_soon_after_the_peer_has_left_it() {
+    let (mut a, mut b) = joined(1);
+    exchange(&mut a, &mut b, at(2));
+    let late = |a: &mut Node, text: &[u8], now| {
+        a.send(&packet(v6(1), v6(2), text), now);
+        a.sent.pop().unwrap().1
+    };
+    let (first, second) = (late(&mut a, b"1", at(3)), late(&mut a, b"2", at(3)));
+    let device = b.device();
+    a.tell(Command::Rekey { device }, at(4));
+    pump(&mut a, &mut b, at(4));
+    exchange(&mut a, &mut b, at(5));
+    let from = a.at;
+    b.receive(from, &first, at(6));
+    assert_eq!(b.got().len(), 1, "what was on its way arrives");
+    exchange(&mut a, &mut b, at(17));
+    b.receive(from, &second, at(17));
+    assert_eq!((b.got().len(), b.core.stats().dropped_no_session), (0, 1));
+    assert_eq!(b.core.ready.count(), (1, 1));
+}
+
+/// Both begin at once: each may go on in the session that the other holds for the one before.
+#[test]
+fn tunnel_sessions_that_cross_live_while_either_side_sends_in_them() {
+    let (mut a, mut b) = joined(1);
+    for second in [2, 40, 80] {
+        let (to_a, to_b) = (a.device(), b.device());
+        a.tell(Command::Rekey { device: to_b }, at(second));
+        b.tell(Command::Rekey { device: to_a }, at(second));
+        pump(&mut a, &mut b, at(second));
+        for later in [0, 1, 11, 12, 30] {
+            exchange(&mut a, &mut b, at(second + later));
+        }
+    }
+    assert_eq!(a.core.stats().dropped_no_session, 0);
+    assert_eq!(b.core.stats().dropped_no_session, 0);
+}
