@@ -28,7 +28,7 @@ pub const ASK_WITHIN: Duration = Duration::from_secs(8);
 /// The longest pause before a relay is tried again that failed.
 pub const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
 /// The first pause of one that was never reached while another is at home; each next is
-/// [`UNSEEN_SLOWS`] times as long. Most such are in cells that this device does not see.
+/// four times as long. Most such are in cells that this device does not see.
 pub const UNSEEN_AGAIN_MIN: Duration = Duration::from_secs(120);
 /// The longest.
 pub const UNSEEN_AGAIN_MAX: Duration = Duration::from_secs(3600);
