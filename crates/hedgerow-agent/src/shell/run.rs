@@ -279,6 +279,8 @@ pub(crate) async fn run(config: Config) -> Result<End, Failure> {
         table.read_ahead();
     }
     let opened = open(&config)?;
+    // A process that was just killed may have owned the table a moment longer.
+    let table = table.or_else(|_early| Table::open(None));
     let table = table.map_err(|e| kernel(&e))?;
     let found = table.found();
     let (inputs, mut receiver) = mpsc::channel(INPUTS_MAX);
