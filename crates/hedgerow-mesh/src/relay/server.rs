@@ -500,6 +500,11 @@ impl Server {
         if let Some(session) = joined.filter(same) {
             return Ok(session);
         }
+        if let Some(session) = self.beside(&key, far, far_number) {
+            self.joined.insert(key, session);
+            self.timers.set(Timer::Session(session), now + SESSION_FOR);
+            return Ok(session);
+        }
         let room = |device: &DeviceId| {
             self.members.get(device).is_none_or(|m| {
                 let most = match m.is_relay {
@@ -547,6 +552,18 @@ impl Server {
         self.timers
             .set(Timer::Session(near_number), now + SESSION_FOR);
         Ok(near_number)
+    }
+
+    /// Returns the asker's number of a session by another relay that stood beside the one in use, and that the
+    /// other relay still has.
+    fn beside(
+        &self,
+        key: &Key,
+        far: DeviceId,
+        far_number: Option<RelaySession>,
+    ) -> Option<RelaySession> {
+        let side = self.sides.get(&far_number?)?;
+        (side.owner == far && side.key == *key).then_some(side.other)
     }
 
     /// Draws a number that is in no use here.

@@ -335,6 +335,33 @@ fn a_second_relay_that_died_is_gone_around() {
 }
 
 #[test]
+fn who_tries_two_relays_in_turn_is_joined_by_either_each_time() {
+    let mut world = World::new(&[1, 2, 100, 101, 102]);
+    world.know(1, 100);
+    for relay in [101, 102] {
+        world.know(2, relay);
+    }
+    for (number, through) in [101, 102, 101, 102].into_iter().enumerate() {
+        let connect = Connect {
+            number: u32::try_from(number).unwrap() + 1_000_000,
+            destination: id(2),
+            through: Some(id(through)),
+            origin: None,
+        };
+        let now = world.now;
+        let server = &mut world.node(100).server;
+        server.handle_message(id(1), false, RelayMessage::Connect(connect), now);
+        world.settle();
+    }
+    let status = world.node(100).server.status();
+    assert_eq!(status.verdicts, BTreeMap::from([(Verdict::Done, 4)]));
+    assert_eq!(status.sessions, 2);
+    world.run(SESSION_FOR * 2);
+    let status = world.node(100).server.status();
+    assert_eq!(status.sessions, 1, "only the last one is renewed");
+}
+
+#[test]
 fn a_wish_waits_for_the_tunnel_to_the_other_relay() {
     let mut world = World::new(&[1, 2, 100, 101]);
     world.know(1, 100);
