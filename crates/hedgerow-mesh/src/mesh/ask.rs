@@ -38,6 +38,8 @@ const WAITS_MAX: u32 = 6;
 const WAIT_FOR_RELAY: Duration = Duration::from_millis(500);
 /// After this many attempts at remembered endpoints we ask for newer ones as well.
 const ATTEMPTS_FROM_MEMORY: u32 = 2;
+/// After this many waits for remembered relays we ask for newer ones as well: the device may have left them.
+const WAITS_FROM_MEMORY: u32 = 1;
 /// So many introductions after a restart go out at once, to those used last.
 const REJOIN_AT_ONCE: usize = 16;
 /// Over how long the others are spread.
@@ -462,7 +464,11 @@ impl Mesh {
         let relays = !self.ways.client.home().is_empty();
         if is_asking && pending.endpoints.is_empty() && relays && pending.waits < WAITS_MAX {
             pending.waits += 1;
+            let is_late = pending.waits == WAITS_FROM_MEMORY + 1;
             self.timers.set(Timer::Ask(device), now + WAIT_FOR_RELAY);
+            if is_late {
+                self.look_up(PeerQuery::Device(device), view);
+            }
             return;
         }
         let reason = match pending.stage {

@@ -356,6 +356,38 @@ fn news_of_others_make_nobody_forget_a_relay_that_was_never_reached() {
 }
 
 #[test]
+fn of_a_device_that_left_its_remembered_relays_newer_ones_are_asked_for() {
+    let mut world = World::new(34, 3);
+    make_relays(&mut world, &[1]);
+    let (relay, at) = (world.id(1), world.nodes[1].at);
+    world.with(0, |mesh, view| mesh.handle_relays_named(&[relay], view));
+    world.run(SECOND);
+    let far = &world.nodes[2].device;
+    let memory = Memory {
+        device: far.body.id,
+        addresses: far.body.addresses,
+        introduction_key: far.body.introduction_key,
+        ticket: far.ticket.clone(),
+        endpoints: vec![],
+        heard_ms: 0,
+        live: false,
+        relays: Some(vec![DeviceId([6; 16])]),
+    };
+    world.with(0, |mesh, view| {
+        mesh.ways.client.handle_tunnel(relay, at, view.now.mono);
+        mesh.handle_memory(memory);
+    });
+    world.nodes[0].log.clear();
+    world.want(0, 2);
+    world.run(SECOND * 2);
+    let query = PeerQuery::Device(world.id(2));
+    let asked = world.nodes[0].log.iter();
+    let asked = asked.filter(|o| matches!(o, Output::Resolve { query: of } if *of == query));
+    assert_eq!(asked.count(), 1);
+    assert!(world.linked(0, 2), "by what the controller knew");
+}
+
+#[test]
 fn a_relay_looks_for_another_that_only_its_guest_names() {
     let mut world = World::new(33, 4);
     make_relays(&mut world, &[0, 2]);
