@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 
-use crate::step::{Steps, say};
+use crate::step::{Beside, Steps, say};
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about = "Builds, shows and tests Hedgerow")]
@@ -100,13 +100,17 @@ fn demo(once: bool, json: bool) -> Result<()> {
 }
 
 fn test() -> Result<()> {
-    let mut steps = Steps::new(7);
+    let mut steps = Steps::new(9);
     steps.run("format", || step::cargo(&["fmt", "--all", "--check"]))?;
     steps.run("tidy", tidy)?;
     steps.run("Debian packages", || {
         packages::install(packages::TEST)?;
         packages::fetch()
     })?;
+    steps.run("build of the simulator", || build_sim(SIM_PROFILE))?;
+    // It takes one processor while the others compile, and is over before the lab, which needs them.
+    let large = simulation(LARGE_SEED, LARGE, SIM_PROFILE)?;
+    let large = Beside::start(&words(&large))?;
     steps.run("clippy", || {
         step::cargo(&[
             "clippy",
@@ -121,42 +125,54 @@ fn test() -> Result<()> {
         step::cargo_denying_doc_warnings(&["doc", "--workspace", "--no-deps"])
     })?;
     steps.run("build", || step::cargo(&["build", "--workspace", "--bins"]))?;
+    steps.run("simulation of 1,000 devices for an hour", || large.finish())?;
     steps.run("tests, the lab last", || {
         step::cargo(&["test", "--workspace", "--no-fail-fast"])
     })
 }
 
-fn sim(from: Option<u64>, [seeds, nodes, minutes]: [u64; 3], debug: bool) -> Result<()> {
+/// The profile of a simulator that has far to go.
+const SIM_PROFILE: &str = "sim";
+/// The large plant of every test run: its seed, then seeds, devices and simulated minutes.
+const LARGE_SEED: u64 = 3;
+const LARGE: [u64; 3] = [1, 1000, 60];
+
+fn sim(from: Option<u64>, what: [u64; 3], debug: bool) -> Result<()> {
     let mut steps = Steps::new(2);
-    let profile = if debug { "dev" } else { "sim" };
-    steps.run("build", || {
-        step::cargo(&["build", "--profile", profile, "--package", "hedgerow-lab"])
-    })?;
-    let folder = if debug { "debug" } else { "sim" };
+    let profile = if debug { "dev" } else { SIM_PROFILE };
+    steps.run("build", || build_sim(profile))?;
+    let from = from.unwrap_or_else(step::random_seed);
+    steps.last("simulation", &words(&simulation(from, what, profile)?))
+}
+
+fn build_sim(profile: &str) -> Result<()> {
+    step::cargo(&["build", "--profile", profile, "--package", "hedgerow-lab"])
+}
+
+/// Returns the command line of a simulation of so many seeds, devices and minutes.
+fn simulation(from: u64, what: [u64; 3], profile: &str) -> Result<Vec<String>> {
+    let folder = if profile == "dev" { "debug" } else { profile };
     let lab = target()?.join(folder).join("hedgerow-lab");
-    let (lab, commit) = (
-        lab.to_string_lossy().into_owned(),
-        step::output(&["git", "rev-parse", "HEAD"])?,
+    let commit = step::output(&["git", "rev-parse", "HEAD"])?;
+    let mut argv = vec![lab.to_string_lossy().into_owned(), "sim".to_owned()];
+    let [seeds, nodes, minutes] = what;
+    let options = [
+        ("--seeds", seeds),
+        ("--from", from),
+        ("--nodes", nodes),
+        ("--minutes", minutes),
+    ];
+    argv.extend(
+        options
+            .iter()
+            .flat_map(|(o, n)| [(*o).to_owned(), n.to_string()]),
     );
-    let from = from.unwrap_or_else(step::random_seed).to_string();
-    let [seeds, nodes, minutes] = [seeds, nodes, minutes].map(|n| n.to_string());
-    steps.last(
-        "simulation",
-        &[
-            &lab,
-            "sim",
-            "--seeds",
-            &seeds,
-            "--from",
-            &from,
-            "--nodes",
-            &nodes,
-            "--minutes",
-            &minutes,
-            "--commit",
-            commit.trim(),
-        ],
-    )
+    argv.extend(["--commit".to_owned(), commit.trim().to_owned()]);
+    Ok(argv)
+}
+
+fn words(argv: &[String]) -> Vec<&str> {
+    argv.iter().map(String::as_str).collect()
 }
 
 fn tidy() -> Result<()> {

@@ -1,7 +1,7 @@
 //! Steps with progress, and the programs that they run.
 
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -62,6 +62,52 @@ impl Steps {
         say(&format!("==> [{}/{}] {name}", self.done, self.all));
         let error = command(argv)?.exec();
         Err(error).with_context(|| format!("cannot start {}", argv.join(" ")))
+    }
+}
+
+/// A program that runs beside the steps that follow, behind them in the queue for the processors.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    child: Child,
+    shown: String,
+}
+
+impl Beside {
+    /// Starts it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub(crate) fn start(argv: &[&str]) -> Result<Self> {
+        let words: Vec<&str> = ["nice", "-n", "10"]
+            .into_iter()
+            .chain(argv.iter().copied())
+            .collect();
+        let shown = argv.join(" ");
+        let child = command(&words)?.spawn();
+        let child = child.with_context(|| format!("cannot start {shown}"))?;
+        Ok(Self { child, shown })
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("`{}` ended with {status}", self.shown);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // A step before failed. What has ended cannot be killed, and need not be.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
