@@ -1,6 +1,7 @@
 //! Live scenarios: real daemons in small plants of their own, with real traffic, through what a year
 //! brings: days that pass, power cuts, full disks, wrong clocks, restored backups.
 
+mod account;
 mod clocks;
 mod confirmed;
 mod denied;

@@ -156,6 +156,8 @@ struct Acknowledged {
     policy: Option<String>,
     enrolled: Vec<String>,
     revoked: BTreeSet<String>,
+    /// Asked for and not acknowledged: it may have been stored, or not.
+    perhaps_revoked: BTreeSet<String>,
     sites: Vec<String>,
 }
 
@@ -219,6 +221,8 @@ fn die(plot: &Plot, dice: &mut Dice, death: u32, known: &mut Acknowledged) -> Re
             (3, _) => known.sites.push(name),
             _ => known.policy = Some(format!("tcp/{port}")),
         }
+    } else if let (2, Some(victim)) = (kind, victim) {
+        known.perhaps_revoked.insert(victim);
     }
     Ok(())
 }
@@ -250,7 +254,7 @@ fn remembered(plot: &Plot, known: &Acknowledged) -> Result<()> {
         if known.revoked.contains(device) {
             let ended = record.is_none_or(|r| !r["ended"].is_null());
             ensure!(ended, "{device} was revoked: {record:?}");
-        } else {
+        } else if !known.perhaps_revoked.contains(device) {
             ensure!(
                 record.is_some_and(|r| r["ended"].is_null()),
                 "{device}: {record:?}"

@@ -24,6 +24,7 @@ use hedgerow_lab::process::Signal;
 use hedgerow_lab::{clock, process, supervise};
 use serde_json::Value;
 
+use super::account;
 use super::device::Device;
 use super::disks::SmallDisk;
 
@@ -457,7 +458,12 @@ impl Plot {
 }
 
 impl Drop for Plot {
+    #[expect(
+        clippy::print_stdout,
+        reason = "shown of a scene that failed, and of no other"
+    )]
     fn drop(&mut self) {
+        println!("{}", account::of(self));
         self.lab.close();
         // libfaketime leaves these behind when its process is killed.
         for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
