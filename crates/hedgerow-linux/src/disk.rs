@@ -131,6 +131,18 @@ pub fn write_soon(path: &Path, bytes: &[u8], access: Access) -> Result<(), DiskE
     Ok(())
 }
 
+/// Replaces a file's whole content, and does not wait for the disk: whatever happens to this process, either
+/// the old content is there or the new; a loss of power may take both.
+///
+/// # Errors
+///
+/// When the directory is missing, full or read-only; the old content is there then.
+pub fn replace_soon(path: &Path, bytes: &[u8], access: Access) -> Result<(), DiskError> {
+    let temporary = temporary_for(path)?;
+    write_soon(&temporary, bytes, access)?;
+    fs::rename(&temporary, path).map_err(failed("replace", path))
+}
+
 /// Waits until the content of `path`, a file or directory, is on the disk; a missing one is success.
 ///
 /// # Errors

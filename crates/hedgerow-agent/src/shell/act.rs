@@ -260,10 +260,12 @@ impl Daemon {
             return;
         }
         let sequence = own.binding.sequence;
+        let dated = Wall::from_secs(sequence);
+        self.clock.handle_given(dated);
+        self.written("signed dates", |s| s.store.write_dated(dated));
         self.tell_mesh(own, now);
         self.sign_record(sequence, now);
-        self.clock.handle_given(Wall::from_secs(sequence));
-        // No machine starts again sooner; a process that does finds the clock further on.
+        // No machine starts again sooner.
         self.floor_at = self.floor_at.min(now.mono + FLOOR_SOON);
     }
 

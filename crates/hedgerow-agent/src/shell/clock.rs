@@ -145,6 +145,9 @@ mod tests {
             last = again;
             clock.handle_given(Wall::from_secs(last));
         }
+        let mut anew = Clock::start(None);
+        anew.handle_given(Wall::from_secs(last));
+        assert_eq!(anew.dated(wall).secs(), last + 1, "started anew at once");
         clock.handle_given(wall + 2 * BEHIND_TOLERATED);
         assert_eq!(clock.dated(wall), wall);
     }

@@ -188,7 +188,10 @@ pub(crate) fn open_for_load(config: &Config) -> Result<Opened, Failure> {
 }
 
 fn open_store(store: Store, config: &Config, askers: Askers) -> Result<Opened, Failure> {
-    let clock = Clock::start(store.floor());
+    let mut clock = Clock::start(store.floor());
+    if let Some(dated) = store.dated() {
+        clock.handle_given(dated);
+    }
     let identities = Identities::read(&store)?;
     let enrollment = store.enrollment()?.ok_or_else(not_enrolled)?;
     let damaged = |e: String| {

@@ -9,6 +9,7 @@
 //!  peers/      peers once met; see `met`
 //!  spool       events not reported yet
 //!  generation  connections opened     clock   trusted-time floor     trial   underlay on trial
+//!  dated       the latest date that we signed a key with
 //! ```
 
 mod met;
@@ -221,6 +222,28 @@ impl Store {
         self.write("clock", &wire::encode(&floor.secs()))
     }
 
+    /// Reads the latest date that an earlier run signed a key with. A damaged file is as good as none: the
+    /// trusted-time floor, which lasts, is hardly behind it.
+    pub(crate) fn dated(&self) -> Option<Wall> {
+        let secs: Option<u64> = self.record("dated", 16).ok().flatten();
+        secs.map(Wall::from_secs)
+    }
+
+    /// Writes the date that a key is signed with, for a process that starts again within the same second. It
+    /// does not wait for the disk: no machine starts as fast.
+    ///
+    /// # Errors
+    ///
+    /// When the disk does not take it.
+    pub(crate) fn write_dated(&self, dated: Wall) -> Result<(), Failure> {
+        let bytes = wire::encode(&dated.secs());
+        Ok(disk::replace_soon(
+            &self.path("dated"),
+            &bytes,
+            Access::Private,
+        )?)
+    }
+
     /// Reads how far underlay enforcement is proven; a damaged file means not at all.
     pub(crate) fn trial(&self) -> UnderlayTrial {
         self.record("trial", 256).ok().flatten().unwrap_or_default()
@@ -354,6 +377,7 @@ impl Store {
             "manifests",
             "trial",
             "generation",
+            "dated",
             "spool",
         ] {
             disk::remove(&self.path(name))?;
