@@ -10,7 +10,7 @@ use super::plot::{Plot, strs, timed};
 /// How many of its last lines each log gives.
 const LINES: usize = 40;
 /// How many characters of a status are given.
-const STATUS_CHARS: usize = 4000;
+const STATUS_CHARS: usize = 8000;
 
 /// Returns each agent's view of the mesh, and the end of its log and of the controller's.
 pub(crate) fn of(plot: &Plot) -> String {
@@ -36,16 +36,29 @@ fn mesh(plot: &Plot, name: &str, config: &str) -> String {
             let words = strs(&argv, &["--config", config, "--json", "status"]);
             plot.run(&plot.namespace(name), &words, None)?.done()
         });
-    let status = match asked {
+    let mut status = match asked {
         Ok(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
         Err(error) => return format!("no status: {error:#}"),
     };
+    shorten(&mut status);
     let parts = ["mesh", "certificate", "uplink", "policy", "clock"];
     let shown: String = parts
         .iter()
         .map(|part| format!("{part}: {}\n", status[*part]))
         .collect();
     shown.chars().take(STATUS_CHARS).collect()
+}
+
+/// Leaves counters out that nothing was counted in.
+fn shorten(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| *field != 0);
+            fields.values_mut().for_each(shorten);
+        }
+        Value::Array(all) => all.iter_mut().for_each(shorten),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 fn last_lines(plot: &Plot, log: &str) -> String {
