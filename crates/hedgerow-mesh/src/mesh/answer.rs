@@ -38,6 +38,10 @@ impl Answering {
         self.source
     }
 
+    pub(super) fn ticket(&self) -> Verified<Ticket> {
+        self.ticket.clone()
+    }
+
     /// Returns whether the ticket still holds.
     pub(super) fn holds(&self, view: View<'_>) -> bool {
         view.trust

@@ -13,6 +13,7 @@ use hedgerow_model::statement::{Binding, PeerQuery, Ticket};
 use hedgerow_model::{Mono, Wall};
 use x25519_dalek::PublicKey;
 
+use super::answer::Answering;
 use super::{
     ANSWER_WITHIN, ASKING_MAX, LOOKUPS_MAX, Mesh, REJOIN_MAX, Refused, Resolved, Timer, View, Ways,
 };
@@ -436,6 +437,24 @@ impl Mesh {
             Stage::Asking => {}
             Stage::Installing(found) => self.found(device, *found, view),
         }
+    }
+
+    /// Asks the policy again about a device that asks or is asked, and is no peer any more: its removal took the
+    /// kernel's element away that was there for both.
+    pub(super) fn admit_again(&mut self, device: DeviceId, now: Mono) {
+        let mut tickets = Vec::new();
+        tickets.extend(self.answering.get(&device).map(Answering::ticket));
+        if let Some(pending) = self.asking.pending.get_mut(&device) {
+            if let Stage::Installing(found) = &pending.stage {
+                tickets.push(found.ticket.clone());
+            } else {
+                pending.stage = Stage::Admission;
+                tickets.push(pending.ticket.clone());
+            }
+            self.timers.set(Timer::Ask(device), now + ANSWER_WITHIN);
+        }
+        let admit = |ticket| Output::Admit { device, ticket };
+        self.output.extend(tickets.into_iter().map(admit));
     }
 
     /// Sends the next attempt, or gives up.

@@ -217,6 +217,7 @@ impl Mesh {
             addresses,
             reason,
         });
+        self.admit_again(device, now);
     }
 
     /// A session belongs to a device, and is made by whoever has the key: one that a revoked device has proven

@@ -194,6 +194,34 @@ fn a_device_that_started_anew_unheard_is_found_by_who_sends_to_it() {
 }
 
 #[test]
+fn who_is_asked_while_it_ceases_to_be_a_peer_is_admitted_anew() {
+    let mut world = World::new(5, 2);
+    world.want(0, 1);
+    world.run(SECOND);
+    world.establish(0, 1);
+    let device = world.id(1);
+    let secs = world.now_of(0).wall.secs();
+    world.nodes[0].device.rotate(secs + 60, &mut world.rng);
+    world.renew(0);
+    while !world.nodes[0].mesh.asking.is_asking(device) {
+        world.run(Duration::from_millis(1));
+    }
+    // Its introduction is on the way.
+    world.nodes[0].log.clear();
+    world.with(0, |mesh, view| {
+        mesh.handle_session(device, Session::Unanswered, view);
+    });
+    world.run(Duration::from_secs(20));
+    assert!(world.linked(0, 1), "it answered");
+    let log = &world.nodes[0].log;
+    let place = |is: fn(&Output) -> bool| log.iter().position(is).unwrap();
+    let removed = place(|o| matches!(o, Output::RemovePeer { .. }));
+    let admitted = place(|o| matches!(o, Output::Admit { .. }));
+    let set = place(|o| matches!(o, Output::SetPeer { .. }));
+    assert!(removed < admitted && admitted < set, "{log:?}");
+}
+
+#[test]
 fn a_new_key_stands_beside_the_old_one_for_the_overlap() {
     let mut world = World::new(6, 2);
     world.want(0, 1);
