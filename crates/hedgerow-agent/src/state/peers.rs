@@ -484,14 +484,20 @@ impl State {
         endpoint: Option<Path>,
         now: Now,
     ) {
+        let Some(known) = self.peers.known.get_mut(&device) else {
+            // It would have a session and no element. Denied, it comes back by the way that asks policy.
+            tracing::error!(%device, "a peer that policy was not asked about");
+            let view = self.world.view(now);
+            self.mesh.handle_admitted(device, Admission::Denied, view);
+            return;
+        };
+        let was_installed = std::mem::replace(&mut known.is_installed, true);
         self.steps.push_back(Step::Tunnel(ToTunnel::SetPeer {
             device,
             key,
             addresses,
             endpoint,
         }));
-        let known = self.peers.known.get_mut(&device);
-        let was_installed = known.is_some_and(|p| std::mem::replace(&mut p.is_installed, true));
         if !was_installed {
             self.event(Event::new(now.wall, EventKind::PeerInstalled).peer(device));
         }
@@ -532,10 +538,14 @@ impl State {
         self.drain_mesh(now);
     }
 
-    /// Takes out whoever does not hold any more and was not a peer of the mesh yet.
+    /// Takes out whoever does not hold any more and was not a peer of the mesh yet. Of its peers the mesh has
+    /// the newest ticket, which policy saw only if it said something else, and judges them by that.
     pub(super) fn forget_invalid(&mut self, now: Now) {
         let world = &self.world;
         let holds = |p: &Peer| {
+            if p.is_installed {
+                return true;
+            }
             let checked = world.trust.recheck_ticket(&p.ticket, &world.standing, now);
             checked.is_ok()
         };

@@ -360,6 +360,11 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(domain: &Domain, name: &str, labels: &str) -> Self {
+        Self::until(domain, name, labels, 7 * 86_400)
+    }
+
+    /// A device whose first ticket ends after so many seconds.
+    pub(super) fn until(domain: &Domain, name: &str, labels: &str, secs: u64) -> Self {
         let seed = Digest::of(name.as_bytes()).0[0];
         let identity = SoftwareP256::generate(&mut SystemRandom).unwrap();
         let introduction = [seed; 32];
@@ -372,7 +377,7 @@ impl Machine {
             labels: labels.parse().unwrap(),
             addresses: domain.address(u16::from(seed)),
             epoch: 1,
-            not_after_secs: START_SECS + 7 * 86_400,
+            not_after_secs: START_SECS + secs,
         };
         let ticket = sign_ticket(&body, &domain.issuer).unwrap();
         let keys = vec![identity.public()];
@@ -449,6 +454,18 @@ impl Machine {
     pub(super) fn move_to(&mut self, domain: &Domain, host: u16) {
         self.body.addresses = domain.address(host);
         self.body.epoch += 1;
+        self.ticket = sign_ticket(&self.body, &domain.issuer).unwrap();
+        let version = Revision {
+            timeline: self.body.epoch,
+            number: self.body.not_after_secs,
+        };
+        let resource = Domain::resource(ResourceKind::Ticket, version, self.ticket.clone());
+        self.adopt(domain, 50, [resource]);
+    }
+
+    /// Gives the device a ticket that says the same and ends so much later.
+    pub(super) fn renew(&mut self, domain: &Domain, secs: u64) {
+        self.body.not_after_secs += secs;
         self.ticket = sign_ticket(&self.body, &domain.issuer).unwrap();
         let version = Revision {
             timeline: self.body.epoch,

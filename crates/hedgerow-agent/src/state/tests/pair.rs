@@ -135,6 +135,45 @@ fn a_policy_that_closes_a_pair_takes_the_peer_away() {
     assert!(!a.state.table().0.unwrap().peers.contains_key(&address));
 }
 
+/// The mesh took the ticket that followed, which says the same: policy was not asked about it again.
+#[test]
+fn a_peer_stays_when_states_change_after_its_first_ticket_has_ended() {
+    let (domain, mut a, _) = two(POLICY, ("role=sensor", "role=plc"));
+    let mut b = Machine::until(&domain, "collector-1", "role=collector", 1800);
+    b.state.handle_start(at(0));
+    b.run(at(0));
+    b.state.handle_uplink_up(at(1));
+    let set = [domain.config(2), domain.program(2, POLICY, &b)];
+    b.adopt(&domain, 2, set);
+    meet(&mut a, &mut b);
+    let (a_id, b_id) = (a.id(), b.id());
+    for (machine, device, place) in [(&mut a, b_id, B), (&mut b, a_id, A)] {
+        let report = Report::Established {
+            device,
+            endpoint: underlay(place).into(),
+            psk: false,
+        };
+        machine.state.handle_report(report, at(11));
+    }
+    b.renew(&domain, 86_400);
+    b.state.handle_rotation_wanted(at(100));
+    for secs in 100..=111 {
+        b.state.handle_timeout(at(secs));
+        carry(&mut a, &mut b, at(secs));
+    }
+    assert_eq!(a.tunnel_keys.len(), 2, "it showed its new key and ticket");
+    // There was a controller to renew it: no grace.
+    let beacon = domain.beacon(at(3600).wall.secs());
+    assert!(a.state.handle_beacon(&beacon, at(3600)).is_some());
+    let states = domain.states(3, &[(DeviceId([9; 16]), DeviceState::Quarantine)]);
+    let update = domain.update(3, Some(2), [states]);
+    a.state.handle_update(update, at(3600));
+    a.run(at(3600));
+    assert!(a.tunnel_peers.contains(&b.id()), "{:?}", a.log);
+    let address = Overlay(b.body.addresses.v6.into());
+    assert!(a.elements.contains(&address), "{:?}", a.log);
+}
+
 #[test]
 fn a_quarantined_peer_can_do_nothing_any_more() {
     let (domain, mut a, b) = introduced(POLICY);
