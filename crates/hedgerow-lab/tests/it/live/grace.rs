@@ -66,7 +66,7 @@ fn a_site_lives_through_grace_stops_after_it_and_returns_with_the_controller() -
     for device in [&left, &right, &far] {
         clock::wait_for(
             "a certificate that is valid",
-            Duration::from_secs(60),
+            Duration::from_secs(150),
             || {
                 let status = device.status()?;
                 let expired = &status["certificate"]["expired"];

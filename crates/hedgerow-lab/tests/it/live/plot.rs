@@ -35,8 +35,9 @@ const CENTRAL_PORT: u16 = 7443;
 const AT_ONCE: &str = "net.ipv6.conf.default.accept_dad=0";
 /// How long the controller may take to answer after a start.
 const START: Duration = Duration::from_secs(30);
-/// How long the fleet may take to have a change in every kernel.
-const SETTLE: Duration = Duration::from_secs(40);
+/// How long the fleet may take to have a change in every kernel. An agent that found no controller pauses up to
+/// a minute.
+const SETTLE: Duration = Duration::from_secs(100);
 /// A day in seconds.
 pub(crate) const DAY: i64 = 86_400;
 

@@ -10,7 +10,9 @@ use serde_json::Value;
 use super::device::Device;
 use super::plot::{DAY, POLICY, Plot};
 
-const WITHIN: Duration = Duration::from_secs(60);
+/// A renewal that failed once, its answer lost or its first connection cut, is tried again after a minute and a
+/// pause.
+const WITHIN: Duration = Duration::from_secs(150);
 /// Longer than two keys of one peer are kept, in seconds.
 const OVERLAP: i64 = 400;
 const OVERLAPS_MAX: usize = 4;
