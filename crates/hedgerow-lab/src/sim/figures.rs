@@ -60,6 +60,9 @@ pub(crate) struct Figures {
     pub(crate) failover_beyond: Durations,
     /// The same by the round trip of that path: below 100 ms, below 200 ms, above.
     pub(crate) failover_by: [Durations; 3],
+    /// The same where both ends had another relay at home that passes on what it is given, and where they had
+    /// none: the second one lies, withholds or reorders, or is not the same at both ends.
+    pub(crate) failover_beside: [Durations; 2],
     /// From the moment one device has a signed list until another has it.
     pub(crate) urgent: Durations,
     /// Thousandths of a byte per second of gossip, one mean over all devices for each round.
@@ -83,6 +86,9 @@ impl Figures {
         for (to, from) in self.failover_by.iter_mut().zip(&other.failover_by) {
             to.extend(from);
         }
+        for (to, from) in self.failover_beside.iter_mut().zip(&other.failover_beside) {
+            to.extend(from);
+        }
         self.urgent.extend(&other.urgent);
         self.gossip.extend(&other.gossip);
         self.relayed += other.relayed;
@@ -92,9 +98,17 @@ impl Figures {
         self.refused += other.refused;
     }
 
-    /// Takes how long a stream paused whose relay died, and the round trip of the path that it goes on by.
-    pub(super) fn failed_over(&mut self, pause: Duration, round_trip: Option<Duration>) {
+    /// Takes how long a stream paused whose relay died, whether another was there, and the round trip of the path
+    /// that it goes on by.
+    pub(super) fn failed_over(
+        &mut self,
+        pause: Duration,
+        had_another: bool,
+        round_trip: Option<Duration>,
+    ) {
         self.failover.add(pause);
+        let [with, without] = &mut self.failover_beside;
+        if had_another { with } else { without }.add(pause);
         let Some(round_trip) = round_trip else {
             return;
         };
@@ -109,12 +123,14 @@ impl Figures {
     /// Says it all in one line.
     pub(super) fn text(&self) -> String {
         format!(
-            "  failover: {}; beyond 2.5 round trips: {}; by round trip below 100 ms: {}, below 200 ms: {}, above: {}; lists everywhere: {}; gossip at most {} mB/s; {} frames relayed, {} mistreated; {} packets stopped, {} spoofed; {} messages refused",
+            "  failover: {}; beyond 2.5 round trips: {}; by round trip below 100 ms: {}, below 200 ms: {}, above: {}; beside an honest relay that both ends have: {}, without one: {}; lists everywhere: {}; gossip at most {} mB/s; {} frames relayed, {} mistreated; {} packets stopped, {} spoofed; {} messages refused",
             self.failover.text(),
             self.failover_beyond.text(),
             self.failover_by[0].text(),
             self.failover_by[1].text(),
             self.failover_by[2].text(),
+            self.failover_beside[0].text(),
+            self.failover_beside[1].text(),
             self.urgent.text(),
             self.gossip_most(),
             self.relayed,
@@ -141,6 +157,8 @@ pub(super) struct Stream {
     pub(super) heard: Option<Mono>,
     /// Whether the relay that died carried it.
     pub(super) is_hit: bool,
+    /// Whether both ends had another relay at home then that passes on what it is given.
+    pub(super) had_another: bool,
     /// The longest pause since that death.
     pub(super) gap: Option<Duration>,
 }
@@ -153,6 +171,7 @@ impl Stream {
             sent: 0,
             heard: None,
             is_hit: false,
+            had_another: false,
             gap: None,
         }
     }

@@ -349,8 +349,23 @@ impl World {
         let Some(relay) = live.max_by_key(|n| carries(*n)) else {
             return;
         };
-        for (stream, used) in self.streams.iter_mut().zip(&relays) {
+        let others = |node: usize| -> BTreeSet<usize> {
+            let home = self.nodes.get(node).map(|n| n.home.as_slice());
+            let home = home.unwrap_or_default().iter();
+            let home = home.filter_map(|device| self.numbers.get(device).copied());
+            let is_honest = |n: &usize| {
+                let member = self.plant.members.get(*n);
+                *n != relay && member.is_some_and(|m| m.hostility.is_none())
+            };
+            home.filter(is_honest).collect()
+        };
+        let had_another: Vec<bool> = ends
+            .iter()
+            .map(|(a, b)| !others(*a).is_disjoint(&others(*b)))
+            .collect();
+        for ((stream, used), had) in self.streams.iter_mut().zip(&relays).zip(had_another) {
             stream.is_hit = used.contains(&Some(relay));
+            stream.had_another = had;
         }
         self.dies(relay);
         self.killed = Some((relay, self.now));
@@ -367,7 +382,10 @@ impl World {
             match stream.gap {
                 Some(gap) if stream.is_hit => {
                     let round_trip = self.round_trip(from, to);
-                    self.outcome.figures.failed_over(gap, round_trip);
+                    let had_another = stream.had_another;
+                    self.outcome
+                        .figures
+                        .failed_over(gap, had_another, round_trip);
                 }
                 Some(_) => {}
                 None => {
