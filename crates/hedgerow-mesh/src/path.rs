@@ -509,11 +509,6 @@ impl Paths {
         self.peers.get(&device).is_some_and(|peer| peer.answers())
     }
 
-    /// Returns whether no path to a peer in session answers, as [`Output::Lost`] said.
-    pub fn is_lost(&self, device: DeviceId) -> bool {
-        self.peers.get(&device).is_some_and(|peer| peer.is_lost())
-    }
-
     /// Returns whether one of the two is a relay and a straight path between them answers.
     pub fn is_straight(&self, device: DeviceId) -> bool {
         self.peers

@@ -11,9 +11,7 @@ use hedgerow_model::statement::{Binding, Ticket};
 use hedgerow_model::{Mono, Now};
 
 use super::ask::age;
-use super::{
-    CLOCK_AHEAD_MAX, IDLE_FORGET, KEY_OVERLAP, Mesh, PEERS_MAX, Timer, UNREACHABLE_FOR, View,
-};
+use super::{CLOCK_AHEAD_MAX, IDLE_FORGET, KEY_OVERLAP, Mesh, PEERS_MAX, Timer, View};
 use crate::memory::{ENDPOINTS_MAX, Memory};
 use crate::output::{Output, Refusal, Removal};
 use crate::peer::{Peer, Shown};
@@ -315,18 +313,6 @@ impl Mesh {
         if let Some(peer) = self.peers.get_mut(device) {
             peer.introduce_at = Some(now + pause);
             self.timers.set(Timer::Peer(device), now + pause);
-        }
-    }
-
-    /// Puts the next introduction to a peer that did not answer the last no further off than that to a
-    /// stranger: somebody sends to it.
-    pub(super) fn introduce_soon(&mut self, device: DeviceId, now: Mono) {
-        let latest = now + UNREACHABLE_FOR;
-        if let Some(peer) = self.peers.get_mut(device)
-            && peer.introduce_at.is_some_and(|at| at > latest)
-        {
-            peer.introduce_at = Some(latest);
-            self.timers.set(Timer::Peer(device), latest);
         }
     }
 

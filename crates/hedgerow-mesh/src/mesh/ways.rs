@@ -110,9 +110,6 @@ impl Mesh {
     pub fn handle_silent(&mut self, device: DeviceId, waited: Duration, view: View<'_>) {
         if self.ways.paths.in_use(device).is_some() {
             self.ways.paths.handle_silent(device, waited, view.now.mono);
-            if self.ways.paths.is_lost(device) {
-                self.introduce_soon(device, view.now.mono);
-            }
         } else {
             self.look_for_again(device, view);
         }
@@ -406,9 +403,6 @@ impl Mesh {
             }
             path::Output::Lost { device } => {
                 self.output.push_back(Output::PathLost { device });
-                // One that started anew has another key and knows no session of ours: packets and probes do not
-                // bring it back, an introduction does, and there may be nobody else to ask.
-                self.look_for_again(device, view);
                 if self.ways.client.knows(device) {
                     self.ways.paths.handle_kept(device, false, now);
                     self.ways.client.handle_tunnel_lost(device, now);

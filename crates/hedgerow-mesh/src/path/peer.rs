@@ -748,10 +748,6 @@ impl Peer {
         !self.is_lost && self.trouble.is_none()
     }
 
-    pub(super) fn is_lost(&self) -> bool {
-        self.is_lost
-    }
-
     pub(super) fn is_straight(&self) -> bool {
         self.needs_straight && self.current.is_direct() && self.answers()
     }

@@ -172,28 +172,6 @@ fn a_device_that_restarts_finds_its_peers_before_anybody_sends() {
 }
 
 #[test]
-fn a_device_that_started_anew_unheard_is_found_by_who_sends_to_it() {
-    let mut world = World::new(5, 2);
-    world.want(1, 0);
-    world.run(SECOND);
-    world.establish(0, 1);
-    world.controller = false;
-    world.loss = 100;
-    world.reboot(0);
-    world.run(Duration::from_secs(60));
-    world.loss = 0;
-    assert!(!world.linked(0, 1), "what it said was lost");
-    let device = world.id(0);
-    for _ in 0..120 {
-        // Packets that nobody answers: it knows neither session nor key.
-        let waited = Duration::from_millis(100);
-        world.with(1, |mesh, view| mesh.handle_silent(device, waited, view));
-        world.run(waited);
-    }
-    assert!(world.linked(0, 1), "an introduction brought it back");
-}
-
-#[test]
 fn who_is_asked_while_it_ceases_to_be_a_peer_is_admitted_anew() {
     let mut world = World::new(5, 2);
     world.want(0, 1);
