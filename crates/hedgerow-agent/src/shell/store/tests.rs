@@ -61,6 +61,23 @@ fn a_generation_is_never_given_twice() {
 }
 
 #[test]
+fn the_date_of_the_last_key_is_there_for_the_next_process_and_a_torn_one_is_none() {
+    let scratch = Scratch::new("dated");
+    let store = Store::open(&scratch.0).unwrap();
+    assert_eq!(store.dated(), None);
+    for secs in [1_800_000_000, 1_800_000_001] {
+        store.write_dated(Wall::from_secs(secs)).unwrap();
+    }
+    drop(store);
+    let store = Store::open(&scratch.0).unwrap();
+    assert_eq!(store.dated(), Some(Wall::from_secs(1_800_000_001)));
+    for torn in [&[][..], &[0x1a, 0x6b], b"garbage"] {
+        fs::write(scratch.0.join("dated"), torn).unwrap();
+        assert_eq!(store.dated(), None, "{torn:?}");
+    }
+}
+
+#[test]
 fn a_directory_has_one_agent() {
     let scratch = Scratch::new("lock");
     let _first = Store::open(&scratch.0).unwrap();

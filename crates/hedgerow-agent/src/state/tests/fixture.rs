@@ -454,18 +454,16 @@ impl Machine {
     pub(super) fn move_to(&mut self, domain: &Domain, host: u16) {
         self.body.addresses = domain.address(host);
         self.body.epoch += 1;
-        self.ticket = sign_ticket(&self.body, &domain.issuer).unwrap();
-        let version = Revision {
-            timeline: self.body.epoch,
-            number: self.body.not_after_secs,
-        };
-        let resource = Domain::resource(ResourceKind::Ticket, version, self.ticket.clone());
-        self.adopt(domain, 50, [resource]);
+        self.adopt_ticket(domain);
     }
 
     /// Gives the device a ticket that says the same and ends so much later.
     pub(super) fn renew(&mut self, domain: &Domain, secs: u64) {
         self.body.not_after_secs += secs;
+        self.adopt_ticket(domain);
+    }
+
+    fn adopt_ticket(&mut self, domain: &Domain) {
         self.ticket = sign_ticket(&self.body, &domain.issuer).unwrap();
         let version = Revision {
             timeline: self.body.epoch,
