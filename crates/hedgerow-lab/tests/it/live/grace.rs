@@ -7,7 +7,7 @@ use hedgerow_lab::clock;
 use serde_json::Value;
 
 use super::device::Device;
-use super::plot::{DAY, POLICY, Plot};
+use super::plot::{DAY, POLICY, Plot, TRIED_AGAIN};
 
 #[test]
 fn a_site_lives_through_grace_stops_after_it_and_returns_with_the_controller() -> Result<()> {
@@ -64,16 +64,12 @@ fn a_site_lives_through_grace_stops_after_it_and_returns_with_the_controller() -
     plot.revive_central()?;
     plot.settled(&["left", "right", "far"])?;
     for device in [&left, &right, &far] {
-        clock::wait_for(
-            "a certificate that is valid",
-            Duration::from_secs(150),
-            || {
-                let status = device.status()?;
-                let expired = &status["certificate"]["expired"];
-                ensure!(*expired == Value::Bool(false), "{}", status["uplink"]);
-                Ok(Some(()))
-            },
-        )
+        clock::wait_for("a certificate that is valid", TRIED_AGAIN, || {
+            let status = device.status()?;
+            let expired = &status["certificate"]["expired"];
+            ensure!(*expired == Value::Bool(false), "{}", status["uplink"]);
+            Ok(Some(()))
+        })
         .context(device.name.clone())?;
     }
     left.wait_reaches(&near, 9000).context("renewed")?;

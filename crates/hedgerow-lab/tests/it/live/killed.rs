@@ -192,7 +192,7 @@ fn die(plot: &Plot, dice: &mut Dice, death: u32, known: &mut Acknowledged) -> Re
     let victim = known
         .enrolled
         .iter()
-        .find(|d| !known.revoked.contains(*d))
+        .find(|d| !known.revoked.contains(*d) && !known.perhaps_revoked.contains(*d))
         .cloned();
     let port = 10_000 + death;
     let policy = POLICY.replace("tcp/8080", &format!("tcp/8080, tcp/{port}"));

@@ -38,6 +38,9 @@ const START: Duration = Duration::from_secs(30);
 /// How long the fleet may take to have a change in every kernel. An agent that found no controller pauses up to
 /// a minute.
 const SETTLE: Duration = Duration::from_secs(100);
+/// How long what failed once may take that an agent tries again after a minute and a pause: a renewal, or to reach a
+/// controller that was gone for minutes.
+pub(crate) const TRIED_AGAIN: Duration = Duration::from_secs(150);
 /// A day in seconds.
 pub(crate) const DAY: i64 = 86_400;
 

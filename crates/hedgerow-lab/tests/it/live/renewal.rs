@@ -8,11 +8,8 @@ use hedgerow_lab::clock;
 use serde_json::Value;
 
 use super::device::Device;
-use super::plot::{DAY, POLICY, Plot};
+use super::plot::{DAY, POLICY, Plot, TRIED_AGAIN};
 
-/// A renewal that failed once, its answer lost or its first connection cut, is tried again after a minute and a
-/// pause.
-const WITHIN: Duration = Duration::from_secs(150);
 /// Longer than two keys of one peer are kept, in seconds.
 const OVERLAP: i64 = 400;
 const OVERLAPS_MAX: usize = 4;
@@ -75,7 +72,7 @@ fn not_after(status: &Value) -> Result<i64> {
 
 /// Waits until a device uses a new certificate, and the old one lies in the slot `previous`.
 fn renewed(device: &Device<'_>, old: &Facts) -> Result<()> {
-    clock::wait_for("a new certificate", WITHIN, || {
+    clock::wait_for("a new certificate", TRIED_AGAIN, || {
         let status = device.status()?;
         ensure!(
             not_after(&status)? > old.not_after,
@@ -95,7 +92,7 @@ fn renewed(device: &Device<'_>, old: &Facts) -> Result<()> {
 
 /// Waits until the other end uses a tunnel key of this day.
 fn rotated(device: &Device<'_>, peer: &str, old: &Facts) -> Result<()> {
-    clock::wait_for("a new tunnel key", WITHIN, || {
+    clock::wait_for("a new tunnel key", TRIED_AGAIN, || {
         let peer = device.peer(peer)?.context("no peer")?;
         ensure!(peer["key"] != old.key, "still the old one: {peer}");
         ensure!(peer["session"] == true, "no session: {peer}");

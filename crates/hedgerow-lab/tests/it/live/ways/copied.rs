@@ -6,15 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 use hedgerow_lab::{clock, process};
 
 use super::super::device::Device;
-use super::super::plot::{Monotonic, POLICY, Plot, set_clock};
+use super::super::plot::{Monotonic, POLICY, Plot, TRIED_AGAIN, set_clock};
 use super::join;
 
 /// How long both fight for the one peer that they have.
 const FIGHT: Duration = Duration::from_secs(10);
 /// How long their peer may take to be sure that there are two.
 const NOTICED: Duration = Duration::from_secs(240);
-/// How long a device may take to come back to a controller that was gone for minutes.
-const BACK: Duration = Duration::from_secs(150);
 /// How far ahead a clock is, in seconds; peers bear more.
 const AHEAD: i64 = 120;
 /// Handshakes of one peer in that time: an honest one makes two, its key and its pre-shared key.
@@ -109,7 +107,7 @@ fn a_copied_disk_is_noticed_by_its_peers_while_no_controller_is_there() -> Resul
         Ok(said.then_some(()))
     })?;
     plot.revive_central()?;
-    clock::wait_for("right to be back", BACK, || {
+    clock::wait_for("right to be back", TRIED_AGAIN, || {
         Ok((right.status()?["uplink"]["connected"] == true).then_some(()))
     })?;
     let disputed = plot.event("key_disputed", |e| e["device_name"] == "right.s2")?;
